@@ -1,0 +1,88 @@
+"""Package metadata: here and not in pyproject.toml, because colcon and the setuptools of
+Ubuntu 22.04 (Humble) read only this file."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'cotracker_ros'
+HERE = Path(__file__).parent
+
+
+def wheels(distribution: str, rclpy: str) -> list:
+    """Return the packages that stand in for a ROS installation (Linux x86-64, Python 3.10-3.13).
+
+    The exact rclpy ties the versions of everything below it; its `fastrtps` extra is the DDS.
+    """
+    messages = ('diagnostic', 'geometry', 'sensor', 'std', 'visualization')
+    return [
+        f'ros-rclpy[fastrtps]=={rclpy}',
+        f'ros-{distribution}-rclpy',
+        f'ros-{distribution}-std-srvs',
+        *(f'ros-{distribution}-{name}-msgs' for name in messages),
+    ]
+
+
+TORCH = 'torch==2.13.0'
+EXTRAS = {
+    'jazzy': wheels('jazzy', '7.1.6'),
+    'kilted': wheels('kilted', '9.1.2'),
+    'train': [
+        TORCH,
+        'matplotlib>=3.7',  # figures of train/paper.py
+        'pyyaml>=5.4',
+        'safetensors>=0.4',
+        'tensorboard>=2.14',
+        'tqdm>=4.60',
+    ],
+    'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
+    'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
+    'openvino': ['openvino>=2024.4'],
+    'gpu': ['onnxruntime-gpu>=1.17'],
+    'test': [
+        'hypothesis>=6.80',
+        'onnx>=1.16',  # small graphs to run
+        'pytest>=7.4',
+        'pytest-timeout>=2.1',
+        'setuptools',
+        'wheel',
+    ],
+}
+GROUPS = ('train', 'export', 'recordings', 'openvino', 'test')
+EXTRAS['dev'] = [
+    *dict.fromkeys(package for group in GROUPS for package in EXTRAS[group]),
+    'pyright[nodejs]>=1.1.380',
+    'ruff>=0.9',
+    'scikit-image>=0.22',  # photographs to train and test on
+    'scipy>=1.10',
+]
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    description='Tracks any point of a live camera stream, per frame, for ROS 2.',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    maintainer='cotracker_ros maintainers',
+    maintainer_email='maintainers@cotracker-ros.invalid',
+    python_requires='>=3.10',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    package_data={
+        NAME: ['weights/*.onnx', 'weights/*.safetensors', 'weights/*.md'],
+        f'{NAME}.demo': ['photographs/*'],
+    },
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (f'share/{NAME}', ['package.xml']),
+        *(
+            (f'share/{NAME}/{folder}', sorted(str(p) for p in Path(folder).glob(pattern)))
+            for folder, pattern in (('launch', '*.launch.py'), ('config', '*.*'))
+        ),
+    ],
+    # Lower bounds are what Ubuntu 22.04 carries.
+    install_requires=['numpy>=1.21', 'onnxruntime>=1.17', 'opencv-python-headless>=4.5'],
+    extras_require=EXTRAS,
+    entry_points={'console_scripts': [f'tracker_node = {NAME}.ros.node:main']},
+    zip_safe=False,
+)
