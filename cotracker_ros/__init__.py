@@ -1,0 +1,1 @@
+"""Track any point of a live camera stream, on a robot."""

@@ -1,0 +1,161 @@
+"""The streaming step: one frame in, its tracks and the next state out, as a pure function.
+
+For CoTracker 2 and 3 online, without training them anew: the window of S frames moves by one with
+every frame, warm-started. What has been found in earlier frames stays as it was found; only the
+newest frame is refined, from the last estimate on. So of an earlier frame nothing is needed but
+its track and its correlation, taken when it was newest, once more after its last refinement:
+a correlation at any other place than the track tells the network to move on, frame after frame.
+Feature maps are kept only to start points on earlier frames.
+
+Before its start a point has always stood still: all earlier frames of the window hold its
+query's position, correlation and initial logits. A new point thus needs no empty window.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cotracker_ros.model.cotracker import CoTracker, Estimate, where_points
+from cotracker_ros.model.embeddings import time_table
+from cotracker_ros.model.sampling import Read, reader
+
+State = dict[str, Tensor]
+
+
+def build_step(model: nn.Module, iterations: int) -> nn.Module:
+    """Make the streaming step of a network; ValueError for one that cannot be streamed."""
+    if iterations < 1:
+        raise ValueError(f'iterations is {iterations}, it must be at least 1')
+    if not isinstance(model, CoTracker):
+        from cotracker_ros.model.realtime import RealtimeStep
+
+        return RealtimeStep(model, iterations)
+    if model.config.interleave_points:
+        raise ValueError(
+            f'{model.config.name} cannot be streamed: its weights mix what they know of all points'
+            ' in one list, so that empty slots would change the tracks'
+        )
+    if not model.config.sliding:
+        raise ValueError(
+            f'{model.config.name} cannot be streamed: it needs the whole video at once;'
+            ' use cotracker3_online'
+        )
+    return WindowedStep(model, iterations)
+
+
+class WindowedStep(nn.Module):
+    """One frame of every camera: start new points, find all live ones, shift the window.
+
+    `image_size` is (H, W) in pixels, `window` S the number of frames that a point is judged on;
+    the largest `query_age` is S - 1.
+    """
+
+    def __init__(self, model: CoTracker, iterations: int) -> None:
+        super().__init__()
+        self.model = model
+        self.iterations = iterations
+        self.image_size = model.image_size
+        self.window = model.config.window
+        time = time_table(self.window, self.window, model.update.token_size)
+        self.register_buffer('time', time.to(model.weight), persistent=False)
+        # A mask of CoTracker 2, 1 where a track is still open: nowhere but in the newest frame.
+        newest = torch.arange(self.window) == self.window - 1
+        self.register_buffer('newest', newest.to(model.weight), persistent=False)
+
+    def initial_state(self, cameras: int, slots: int) -> State:
+        """Make the state of an empty stream: zeros, sizes independent of time."""
+        update, layout, past = self.model.update, self.model.layout, self.window - 1
+        channels = self.model.config.channels
+
+        def zeros(*shape: int, dtype: torch.dtype = self.time.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.time.device)
+
+        return {
+            'features': zeros(cameras, past, layout.rows, channels, dtype=torch.float16),
+            'template': zeros(cameras, slots, *update.template_shape),
+            'xy': zeros(cameras, slots, past, 2),
+            'logits': zeros(cameras, slots, past, update.logits),
+            'correlation': zeros(cameras, slots, past, update.correlation.size),
+        }
+
+    def forward(
+        self,
+        image: Tensor,
+        query_xy: Tensor,
+        query: Tensor,
+        query_age: Tensor,
+        live: Tensor,
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        """Track the live slots into a new frame.
+
+        `image` (B, H, W, 3) uint8 RGB; for each slot `query_xy` (B, M, 2) in pixels, `query`
+        (B, M) bool to (re)start it now, `query_age` (B, M) int32 frames since its query was seen,
+        `live` (B, M) bool. Gives xy (B, M, 2) in pixels, visibility and confidence (B, M), all 0
+        in slots that are not live, and the next state.
+        """
+        model, update = self.model, self.model.update
+        fresh = model.encode_together(image.permute(0, 3, 1, 2))
+        cameras = torch.arange(fresh.shape[0], device=fresh.device, dtype=torch.int32)[:, None]
+
+        # What is read only where a slot is queried may hold anything elsewhere, also NaN.
+        age = torch.where(query, query_age, 0)
+        query_xy = where_points(query, query_xy / model.config.stride, 0)
+        read = self._reader_at(age, cameras, fresh, state['features'])
+        patches = model.patches(read, query_xy)
+        template = where_points(query, update.template(patches), state['template'])
+        still = query_xy[:, :, None]
+        logits = still.new_full((1, 1, 1, update.logits), model.config.start_logit)
+        seed = update.begin(still, logits, template)
+        corr = update.correlate(patches[:, :, None], seed, template)
+        past_xy = where_points(query, still, state['xy'])
+        past_logits = where_points(query, logits, state['logits'])
+        past_corr = where_points(query, corr, state['correlation'])
+
+        past = update.begin(past_xy, past_logits, template)
+        newest = past.over(slice(-1, None))
+        start = past.followed_by(newest)
+        logit = start.logits[..., 0]
+        known = torch.stack([self.newest.expand_as(logit), logit], dim=-1)
+        read = reader(fresh, cameras)
+        for _ in range(self.iterations):
+            corr = torch.cat([past_corr, self._correlate(read, newest, template)], dim=2)
+            estimate = past.followed_by(newest)
+            tokens = update.tokens(estimate, start, known, corr) + self.time
+            newest = update.apply_delta(newest, model.transformer(tokens, live, wanted=1))
+
+        # In its own frame a point is where it was asked for, and seen.
+        here = query & (age == 0)
+        newest = update.begin(where_points(here, still, newest.xy), newest.logits, template)
+        corr = self._correlate(read, newest, template)
+        tracks = model.read_out(newest)
+        outputs = {
+            'xy': where_points(live, tracks.xy[:, 0], 0),
+            'visibility': torch.where(live, torch.where(here, 1, tracks.visibility[:, 0]), 0),
+            'confidence': torch.where(live, torch.where(here, 1, tracks.confidence[:, 0]), 0),
+        }
+        estimate = past.followed_by(newest).over(slice(1, None))
+        following = {
+            'features': torch.cat([state['features'][:, 1:], fresh[:, None].half()], dim=1),
+            'template': template,
+            # Unused slots go on computing; emptied, they cannot drift to numbers that overflow.
+            'xy': where_points(live, estimate.xy, 0),
+            'logits': where_points(live, estimate.logits, 0),
+            'correlation': torch.cat([past_corr[:, :, 1:], corr], dim=2),
+        }
+        return outputs, following
+
+    def _reader_at(self, age: Tensor, cameras: Tensor, fresh: Tensor, past: Tensor) -> Read:
+        """Read pyramids as they were `age` (B, M) frames ago."""
+        stored = self.window - 1
+        now = reader(fresh, cameras)
+        then = reader(past.flatten(0, 1), cameras * stored + (stored - age).clamp(0, stored - 1))
+        return lambda index: torch.where(
+            (age == 0)[..., None, None], now(index), then(index).to(fresh.dtype)
+        )
+
+    def _correlate(self, read: Read, newest: Estimate, template: Tensor) -> Tensor:
+        """Correlate around an estimate of one frame: (B, M, 1, E)."""
+        patches = self.model.patches(read, newest.xy[:, :, 0])
+        return self.model.update.correlate(patches[:, :, None], newest, template)

@@ -1,0 +1,309 @@
+"""Offline use with the call signatures of the published package.
+
+A script written for it runs with its import line changed:
+
+    from cotracker_ros.predictor import CoTrackerOnlinePredictor, CoTrackerPredictor
+
+Videos are (B, T, 3, H, W) with values 0 to 255, of any size; points are pixels of the video.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cotracker_ros.geometry import rescale_aligned, rescale_plain
+from cotracker_ros.model import build_model, load_checkpoint
+from cotracker_ros.model.cotracker import CoTracker, Stream, Tracks
+
+ITERATIONS = 6
+VISIBLE_OFFLINE = 0.9  # visibility above which the published predictor calls a point visible
+VISIBLE_ONLINE = 0.6  # the same of visibility times confidence
+DENSE_GRID = 80  # points per row of one pass of the dense mode
+
+
+def grid_points(size: int, extent: tuple[int, int]) -> Tensor:
+    """Lay size x size points (size^2, 2) over an extent (H, W), row by row; one is the centre."""
+    height, width = extent
+    if size == 1:
+        return torch.tensor([[width / 2, height / 2]])
+    margin = width / 64
+    y = torch.linspace(margin, height - margin, size)
+    x = torch.linspace(margin, width - margin, size)
+    return torch.cartesian_prod(y, x).flip(1)
+
+
+class _Predictor(nn.Module):
+    """A network, and the way between the video's pixels and its own."""
+
+    support_grid_size = 6
+
+    def __init__(
+        self, checkpoint: str | Path | None, offline: bool, v2: bool, window_len: int
+    ) -> None:
+        super().__init__()
+        name = 'cotracker2' if v2 else f'cotracker3_{"offline" if offline else "online"}'
+        if checkpoint is None:
+            model = build_model(name) if v2 else build_model(name, window=window_len)
+            self.model = model.eval()
+            return
+        model = load_checkpoint(checkpoint)
+        found = model.config if isinstance(model, CoTracker) else None
+        if found is None or (found.name != name and found.name != 'cotracker1'):
+            held = found.name if found else 'realtime, which these predictors do not run'
+            raise ValueError(f'{checkpoint} holds {held}; offline={offline}, v2={v2} is {name}')
+        if found.name == name and not v2 and found.window != window_len:
+            raise ValueError(f'{checkpoint} has window_len={found.window}, not {window_len}')
+        self.model = model
+
+    @property
+    def interp_shape(self) -> tuple[int, int]:
+        """Extent (H, W) that frames are resized to."""
+        return self.model.image_size
+
+    def _rescale(self, xy: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+        """Move points from frames of one size to another, as this version has it."""
+        rescale = rescale_aligned if self.model.config.aligned_corners else rescale_plain
+        return rescale(xy, source, target)
+
+    def _frames(self, video: Tensor) -> Tensor:
+        """Resize a video to the model's size."""
+        frames = video.flatten(0, 1).to(self.model.weight)
+        aligned = self.model.config.aligned_corners
+        frames = F.interpolate(frames, self.interp_shape, mode='bilinear', align_corners=aligned)
+        return frames.unflatten(0, video.shape[:2])
+
+    def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
+        """Make queries (B, N, 3) of points (N, 2) or (B, N, 2) in model pixels."""
+        xy = xy.to(self.model.weight).expand(len(video), -1, -1)
+        frames = torch.as_tensor(frame).to(xy).expand(xy.shape[:2])
+        return torch.cat([frames[..., None], xy], dim=-1)
+
+    def _grid(self, video: Tensor, size: int, frame: int = 0) -> Tensor:
+        """Make queries on a grid over the frame."""
+        return self._queries(video, grid_points(size, self.interp_shape), frame)
+
+    def _user_queries(self, video: Tensor, queries: Tensor) -> Tensor:
+        """Bring a user's queries (B, N, 3) to model pixels."""
+        xy = queries[..., 1:].to(self.model.weight)
+        xy = self._rescale(xy, video.shape[-2:], self.interp_shape)
+        return self._queries(video, xy, queries[..., 0])
+
+
+class CoTrackerPredictor(_Predictor):
+    """Tracks points through a whole video.
+
+    `checkpoint` is a published or own file, or None for random weights; `offline`, `v2` and
+    `window_len` say what it should hold. ValueError where it does not.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = './checkpoints/scaled_offline.pth',
+        offline: bool = True,
+        v2: bool = False,
+        window_len: int = 60,
+    ) -> None:
+        super().__init__(checkpoint, offline, v2, window_len)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        video: Tensor,
+        queries: Tensor | None = None,
+        segm_mask: Tensor | None = None,
+        grid_size: int = 0,
+        grid_query_frame: int = 0,
+        backward_tracking: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Track `queries` (B, N, 3), frame, x, y; or a grid of points; or, given neither, all.
+
+        A grid has `grid_size`^2 points at frame `grid_query_frame`, only those inside `segm_mask`
+        (1, 1, H, W) where given. Points are tracked forward from their frame, with
+        `backward_tracking` also back from it. Gives tracks (B, T, N, 2) in pixels and visibility
+        (B, T, N) bool.
+        """
+        _check_video(video)
+        _check_grid(grid_size, grid_query_frame, video.shape[1])
+        frames = self._frames(video)
+        if queries is None and grid_size == 0:
+            return self._dense(video, frames, grid_query_frame, backward_tracking)
+        if queries is not None:
+            _check_queries(queries, len(video), video.shape[1])
+            points = self._user_queries(video, queries)
+        else:
+            points = self._grid(video, grid_size, grid_query_frame)
+            if segm_mask is not None:
+                points = points[:, self._covered(segm_mask, video, points[0, :, 1:])]
+        support = queries is not None or segm_mask is not None
+        return self._track(video, frames, points, support, backward_tracking)
+
+    def _covered(self, mask: Tensor, video: Tensor, xy: Tensor) -> Tensor:
+        """Tell which points (N, 2) in model pixels a mask of the video covers."""
+        if len(video) != 1 or tuple(mask.shape) != (1, 1, *video.shape[-2:]):
+            raise ValueError(
+                f'segm_mask has shape {tuple(mask.shape)} for a video of {tuple(video.shape)};'
+                f' it needs one clip, and (1, 1, {video.shape[-2]}, {video.shape[-1]})'
+            )
+        x, y = xy.round().long().unbind(-1)
+        covered = F.interpolate(mask.to(xy), self.interp_shape)[0, 0, y, x] > 0
+        if not covered.any():
+            raise ValueError('segm_mask covers no point of the grid; take a larger grid_size')
+        return covered
+
+    def _dense(
+        self, video: Tensor, frames: Tensor, frame: int, backward: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Track a pixel grid of the video, shifted until it has been on every pixel."""
+        height, width = video.shape[-2:]
+        step = max(1, width // DENSE_GRID)
+        y = torch.arange(height // step) * step
+        x = torch.arange(width // step) * step
+        passes = []
+        for offset in torch.cartesian_prod(torch.arange(step), torch.arange(step)):
+            xy = torch.cartesian_prod(y + offset[0], x + offset[1]).flip(1).to(frames)
+            xy = self._rescale(xy, (height, width), self.interp_shape)
+            points = self._queries(video, xy, frame)
+            passes.append(self._track(video, frames, points, False, backward))
+        tracks, visible = zip(*passes, strict=True)
+        return torch.cat(tracks, dim=2), torch.cat(visible, dim=2)
+
+    def _track(
+        self, video: Tensor, frames: Tensor, points: Tensor, support: bool, backward: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Track points (B, N, 3) in model pixels; `support` adds a grid of helping points."""
+        count, length = points.shape[1], frames.shape[1]
+        queries = points
+        if support:
+            queries = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
+        tracks = self.model(frames, queries, ITERATIONS)
+        xy, visibility = tracks.xy, tracks.visibility
+        asked = points[:, None, :, 0].long()  # (B, 1, N)
+        time = torch.arange(length, device=asked.device)[:, None]
+        if backward:
+            mirrored = torch.cat([length - 1 - queries[..., :1], queries[..., 1:]], dim=-1)
+            back = self.model(frames.flip(1), mirrored, ITERATIONS)
+            before = time < queries[:, None, :, 0]
+            xy = torch.where(before[..., None], back.xy.flip(1), xy)
+            visibility = torch.where(before, back.visibility.flip(1), visibility)
+        xy, visible = xy[:, :, :count], visibility[:, :, :count] > VISIBLE_OFFLINE
+        # In its own frame a point is where it was asked for.
+        xy = torch.where((time == asked)[..., None], points[:, None, :, 1:], xy)
+        visible = visible | (time == asked)
+        return self._rescale(xy, self.interp_shape, video.shape[-2:]), visible
+
+
+class CoTrackerOnlinePredictor(_Predictor):
+    """Tracks points through a video that comes in chunks, each overlapping the last by half.
+
+    A first call registers the points. Later calls take 2 * `step` frames, the last perhaps
+    fewer, and overlap with the call before by `step` frames.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = './checkpoints/scaled_online.pth',
+        offline: bool = False,
+        v2: bool = False,
+        window_len: int = 16,
+    ) -> None:
+        super().__init__(checkpoint, offline, v2, window_len)
+        if not self.model.config.sliding:
+            raise ValueError('an offline network cannot track chunk by chunk; pass offline=False')
+        self.stream: Stream | None = None
+        self.count = 0  # points asked for; support points come after them
+        self.so_far: Tracks | None = None
+
+    @property
+    def step(self) -> int:
+        """Frames that are new in each call."""
+        return self.model.config.window // 2
+
+    @torch.no_grad()
+    def forward(
+        self,
+        video_chunk: Tensor,
+        is_first_step: bool = False,
+        queries: Tensor | None = None,
+        grid_size: int = 5,
+        grid_query_frame: int = 0,
+        add_support_grid: bool = False,
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Track the next chunk (B, F, 3, H, W): tracks and visibility of all frames so far.
+
+        With `is_first_step` nothing is tracked: a new video begins, with points `queries`
+        (B, N, 3) or a grid, and (None, None) is returned. The chunk then only tells the size.
+        """
+        _check_video(video_chunk)
+        if is_first_step:
+            self._register(video_chunk, queries, grid_size, grid_query_frame, add_support_grid)
+            return None, None
+        if self.stream is None:
+            raise ValueError('no points yet: the first call must have is_first_step=True')
+        overlap = self.step if self.so_far else 0
+        frames = video_chunk.shape[1]
+        if not overlap < frames <= 2 * self.step:
+            raise ValueError(
+                f'a chunk of {frames} frames: it needs {overlap + 1} to {2 * self.step},'
+                f' the first {overlap} of them known from the call before'
+            )
+        start = self.stream.start
+        if self.so_far and self.so_far.xy.shape[1] < start + self.step:
+            raise ValueError('the last chunk was a short one, which ends a video; begin a new one')
+        frames = self._frames(video_chunk[:, overlap:])
+        estimates, self.stream = self.model.advance(self.stream, frames, ITERATIONS)
+        new = self.model.read_out(estimates[-1])
+        new = Tracks(*(value[:, :, : self.count] for value in vars(new).values()))
+        if self.so_far:
+            pairs = zip(vars(self.so_far).values(), vars(new).values(), strict=True)
+            new = Tracks(*(torch.cat([old[:, :start], value], dim=1) for old, value in pairs))
+        self.so_far = new
+        xy = self._rescale(new.xy, self.interp_shape, video_chunk.shape[-2:])
+        return xy, new.visibility * new.confidence > VISIBLE_ONLINE
+
+    def _register(
+        self, video: Tensor, queries: Tensor | None, size: int, frame: int, support: bool
+    ) -> None:
+        """Begin a video with these points."""
+        if queries is not None:
+            _check_queries(queries, len(video))
+            points = self._user_queries(video, queries)
+        else:
+            _check_grid(size, frame)
+            if size == 0:
+                raise ValueError('no points: give queries, or a grid_size of at least 1')
+            points = self._grid(video, size, frame)
+        self.count = points.shape[1]
+        if support:
+            points = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
+        self.stream, self.so_far = Stream(points), None
+
+
+def _check_video(video: Tensor) -> None:
+    if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
+        raise ValueError(
+            f'video has shape {tuple(video.shape)}, expected (clips, frames, 3, height, width)'
+        )
+
+
+def _check_grid(size: int, frame: int, frames: int | None = None) -> None:
+    if size < 0:
+        raise ValueError(f'grid_size is {size}, it must be 0 (none) or more')
+    if frame < 0 or (frames is not None and frame >= frames):
+        last = '' if frames is None else f' to {frames - 1}'
+        raise ValueError(f'grid_query_frame is {frame}, it must be 0{last or " or more"}')
+
+
+def _check_queries(queries: Tensor, clips: int, frames: int | None = None) -> None:
+    if queries.ndim != 3 or queries.shape[2] != 3 or len(queries) != clips or 0 in queries.shape:
+        raise ValueError(
+            f'queries have shape {tuple(queries.shape)}, expected ({clips}, points > 0, 3)'
+        )
+    if not queries.isfinite().all():
+        raise ValueError('queries must be finite numbers: frame, x, y')
+    first, last = queries[..., 0].min(), queries[..., 0].max()
+    if first < 0 or (frames is not None and last > frames - 1):
+        raise ValueError(f'queries at frames {first:g} to {last:g} of a video of {frames} frames')
