@@ -1,0 +1,136 @@
+"""What a model file says about itself: one JSON object under the key `cotracker_ros`.
+
+An ONNX file carries it in its metadata; a TensorRT engine in the sidecar beside it. It is read
+here without any runtime, so that every engine gives the same answer, and the same message, for a
+file that is missing, truncated, foreign or newer than this package.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+FORMAT = 1  # the newest layout of inputs, outputs and metadata that this package can run
+KEY = 'cotracker_ros'
+
+# Field numbers of onnx.ModelProto (onnx/onnx.proto).
+_GRAPH, _METADATA, _LAST_FIELD = 7, 14, 31
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class EngineError(RuntimeError):
+    """A model, engine or runtime cannot be used; the message names value and remedy."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a runtime must know of a step, and what a user wants to know of a model."""
+
+    format: int  # layout of the file, at most FORMAT
+    model: str  # 'realtime', 'cotracker3_online', ...
+    version: str  # of the package that exported it
+    height: int  # of the model's image, pixels
+    width: int
+    window: int  # S frames; the largest query_age is S - 1
+    iterations: int  # of refinement in one step
+    precision: str  # of the graph: 'fp32', 'fp16' or 'mixed'
+    licence: str  # of the weights
+    weights_sha256: str
+    provenance: str  # where the weights come from, one sentence
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the model's image in pixels."""
+        return self.height, self.width
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """Metadata of an ONNX file, without loading its weights.
+
+    Raises EngineError for a file that is missing, no ONNX file, truncated, not of this package or
+    newer than it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f'{path}: no such model file')
+    with path.open('rb') as file:
+        try:
+            found = dict(_metadata_entries(file, path.stat().st_size))
+        except _Truncated:
+            raise EngineError(f'{path}: the ONNX file is truncated') from None
+        except ValueError:
+            raise EngineError(f'{path}: not an ONNX file') from None
+    if KEY not in found:
+        raise EngineError(f'{path}: not a cotracker_ros model (it has no metadata "{KEY}"); '
+                          'export one with export/export_onnx.py')
+    return parse_metadata(found[KEY], path)
+
+
+def parse_metadata(text: str, path: str | Path) -> Metadata:
+    """Metadata from its JSON text; `path` is named in the EngineErrors."""
+    try:
+        values = json.loads(text)
+        form = int(values['format'])
+    except (ValueError, TypeError, KeyError):
+        raise EngineError(f'{path}: its "{KEY}" metadata cannot be read: {text[:80]!r}') from None
+    if form > FORMAT:
+        raise EngineError(f'{path}: its format {form} is newer than this package, which reads '
+                          f'up to {FORMAT}; update cotracker_ros')
+    kinds = get_type_hints(Metadata)
+    missing = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
+    if missing:
+        raise EngineError(f'{path}: its metadata lacks a valid {", ".join(missing)}')
+    return Metadata(**{name: values[name] for name in kinds})
+
+
+class _Truncated(ValueError):
+    pass
+
+
+def _metadata_entries(file, size: int):
+    """Walk the top level of a serialized ModelProto; skip the graph; yield metadata pairs."""
+    seen_graph = False
+    while file.tell() < size:
+        tag = _varint(file)
+        field, wire = tag >> 3, tag & 7
+        if not 1 <= field <= _LAST_FIELD or wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
+            raise ValueError(f'field {field} of type {wire} is not in an ONNX file')
+        if wire == _VARINT:
+            _varint(file)
+            continue
+        length = {_FIXED64: 8, _FIXED32: 4}.get(wire) or _varint(file)
+        if file.tell() + length > size:
+            # Random bytes end up here too; a graph or known header is what makes it ONNX.
+            raise _Truncated() if field in (_GRAPH, _METADATA) else ValueError('past the end')
+        if field == _METADATA and wire == _BYTES:
+            yield _pair(file.read(length))
+        else:
+            seen_graph |= field == _GRAPH
+            file.seek(length, 1)
+    if not seen_graph:
+        raise _Truncated() if size else ValueError('empty')
+
+
+def _pair(data: bytes) -> tuple[str, str]:
+    """Key and value of one serialized StringStringEntryProto."""
+    values = {1: '', 2: ''}
+    file = io.BytesIO(data)
+    while file.tell() < len(data):
+        field = _varint(file) >> 3
+        values[field] = file.read(_varint(file)).decode()
+    return values[1], values[2]
+
+
+def _varint(file) -> int:
+    value = shift = 0
+    while True:
+        byte = file.read(1)
+        if not byte:
+            raise _Truncated()
+        value |= (byte[0] & 0x7F) << shift
+        shift += 7
+        if byte[0] < 0x80:
+            return value
+        if shift > 63:
+            raise ValueError('a number of more than 64 bits')

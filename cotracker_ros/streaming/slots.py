@@ -1,0 +1,75 @@
+"""Which point sits in which slot of the model."""
+
+import numpy as np
+
+LAST_ID = 2**32 - 1
+
+
+class Slots:
+    """A fixed table of `count` slots; a slot is free, waiting for its frame, or live.
+
+    All arrays are (count,): `ids` uint32 (0: free), `live`, `age` frames since the query frame,
+    `stamp` of the query (NaN: the next frame), and (count, 2) `camera_xy` where it was put and,
+    once it has started, `model_xy`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.ids = np.zeros(count, np.uint32)
+        self.live = np.zeros(count, bool)
+        self.age = np.zeros(count, np.uint32)
+        self.stamp = np.zeros(count, np.float64)
+        self.camera_xy = np.zeros((count, 2), np.float32)
+        self.model_xy = np.zeros((count, 2), np.float32)
+        self._next_id = 1
+
+    @property
+    def used(self) -> np.ndarray:
+        """(count,) bool: not free."""
+        return self.ids != 0
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """(count,) bool: taken, not yet started."""
+        return self.used & ~self.live
+
+    def take(self, xy: np.ndarray, stamp: float) -> np.ndarray:
+        """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError."""
+        free = np.flatnonzero(self.ids == 0)
+        if len(xy) > len(free):
+            count = len(self.ids)
+            raise ValueError(f'{len(xy)} points to add, but {count - len(free)} of max_points = '
+                             f'{count} are in use: {len(free)} are free')
+        if self._next_id + len(xy) - 1 > LAST_ID:
+            raise ValueError('all 4294967295 ids are used up; restart the tracker')
+        slots = free[:len(xy)]
+        self.ids[slots] = np.arange(self._next_id, self._next_id + len(xy), dtype=np.uint32)
+        self._next_id += len(xy)
+        self.camera_xy[slots] = xy
+        self.stamp[slots] = stamp
+        self.live[slots] = False
+        return self.ids[slots].copy()
+
+    def release(self, ids: np.ndarray) -> np.ndarray:
+        """Free the slots of these ids; returns the ids that were held."""
+        slots = np.flatnonzero(np.isin(self.ids, ids) & self.used)
+        held = np.sort(self.ids[slots])
+        self.ids[slots] = 0
+        self.live[slots] = False
+        return held
+
+    def start(self, slot: int, model_xy: np.ndarray, age: int) -> None:
+        """Make a waiting slot live, whose query frame was `age` frames ago."""
+        self.live[slot] = True
+        self.age[slot] = age
+        self.model_xy[slot] = model_xy
+
+    def inputs(self, started: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies of the per-slot inputs of a step of one camera; `started` (K,) begin."""
+        query = np.zeros(len(self.ids), bool)
+        query[started] = True
+        return {
+            'query_xy': self.model_xy[None].copy(),
+            'query': query[None],
+            'query_age': np.where(query, self.age, 0).astype(np.int32)[None],
+            'live': self.live[None].copy(),
+        }

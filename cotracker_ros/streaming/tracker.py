@@ -1,0 +1,262 @@
+"""Frames and clicked points in, tracks with identities out."""
+
+import bisect
+import logging
+import math
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cotracker_ros import engines, geometry
+from cotracker_ros.engines import EngineError
+from cotracker_ros.streaming.image import check_frame, resize
+from cotracker_ros.streaming.slots import Slots
+
+VISIBLE_THRESHOLD = 0.6  # visible: visibility x confidence above it, as the published online rule
+VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /tracks
+
+_log = logging.getLogger(__name__)
+
+
+class LateFrame(ValueError):
+    """A frame that belongs between the last two; it was not tracked, and nothing is lost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """All points of one frame, in the order of their ids."""
+
+    stamp: float  # of the frame, seconds
+    ids: np.ndarray  # (N,) uint32
+    xy: np.ndarray  # (N, 2) float32, pixels of the camera image
+    visibility: np.ndarray  # (N,) float32 in [0, 1]
+    confidence: np.ndarray  # (N,) float32 in [0, 1]: that xy is right
+    age: np.ndarray  # (N,) uint32, frames since the point's query frame
+    flags: np.ndarray  # (N,) uint32, bits VISIBLE, NEW, OUTSIDE, QUERY_FRAME
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(N,) bool."""
+        return (self.flags & VISIBLE) != 0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    stamp: float
+    size: tuple[int, int]  # (H, W) of the camera image
+
+
+class StreamingTracker:
+    """Tracks points through a stream of frames, one frame at a time, in constant memory.
+
+    Stamps are seconds. A point starts in the **first frame not before its stamp**: in one of the
+    frames of the model's window if that was already given, else when it arrives.
+
+    Ids count up from 1 and are never used again. When a stamp jumps back (a bag that loops, a
+    clock that was set) points cannot be followed: all are dropped, `jumps` is increased, and
+    tracking goes on with the frame as the first of a new stream. A frame between the last two
+    stamps is only late: `track` refuses it as LateFrame. A gap forward changes nothing. When the
+    size of the camera image changes, the new image is taken as another resolution of the same
+    view: tracks go on in its pixels.
+
+    One thread may call `track` while others add and remove points; they do not wait for the model.
+    """
+
+    def __init__(self, model: str | Path | engines.Engine = 'realtime', max_points: int = 64,
+                 engine: str = 'auto', threads: int = 0) -> None:
+        """Load `model` as `engines.load` does (EngineError), or take a loaded engine."""
+        if not isinstance(model, engines.Engine):
+            model = engines.load(model, engine, slots=max_points, threads=threads)
+        self.engine = model
+        self.max_points = model.slots
+        self.jumps = 0  # times that a stamp jumped back
+        self._slots = Slots(model.slots)
+        self._frames: deque[_Frame] = deque(maxlen=model.metadata.window)
+        self._lock = threading.Lock()
+        self._stepping = threading.Lock()  # held through a step: one frame at a time
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the model's image, to which frames are resized."""
+        return self.engine.metadata.image_size
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(N,) uint32: ids of all points held, those that have not started yet included."""
+        with self._lock:
+            return np.sort(self._slots.ids[self._slots.used])
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """(N,) uint32: ids of the points that have not started yet."""
+        with self._lock:
+            return np.sort(self._slots.ids[self._slots.waiting])
+
+    def add_points(self, xy: np.ndarray, stamp: float | None = None) -> np.ndarray:
+        """Track points seen at `xy` (N, 2), pixels of the camera image, in the frame of `stamp`.
+
+        `stamp` None: the next frame. Returns their ids (N,) uint32; they appear in the tracks when
+        they start. Raises ValueError, and then adds none of them, if a value is not finite or lies
+        outside the image, if there are not enough free slots, or if `stamp` is older than
+        the frames that the model still remembers. Points added before the first frame are
+        checked when it arrives; one outside is dropped, with a warning in the log.
+        """
+        xy = np.asarray(xy, np.float64)
+        if xy.size == 0:
+            return np.zeros(0, np.uint32)
+        if xy.ndim != 2 or xy.shape[1] != 2:
+            raise ValueError(f'points must have the shape (N, 2), not {xy.shape}')
+        if not np.isfinite(xy).all():
+            bad = np.flatnonzero(~np.isfinite(xy).all(1))
+            raise ValueError(f'point {bad[0]} is not finite: {xy[bad[0]]}')
+        if stamp is not None and not math.isfinite(stamp):
+            raise ValueError(f'the stamp of points must be finite, not {stamp}')
+        with np.errstate(over='ignore'):  # infinite is outside of every image
+            xy = xy.astype(np.float32)
+        with self._lock:
+            size = self._size_when_seen(stamp)
+            if size is not None and not geometry.inside(xy, size).all():
+                bad = np.flatnonzero(~geometry.inside(xy, size))
+                raise ValueError(f'{len(bad)} of {len(xy)} points are outside the image of '
+                                 f'{size[1]} x {size[0]} pixels, such as {xy[bad[0]].tolist()}')
+            return self._slots.take(xy, math.nan if stamp is None else stamp)
+
+    def remove_points(self, ids: np.ndarray) -> np.ndarray:
+        """Stop tracking these ids; returns those of them that were held (N,) uint32."""
+        with self._lock:
+            return self._slots.release(np.asarray(ids).reshape(-1))
+
+    def reset(self) -> None:
+        """Drop all points and forget all frames; ids go on counting."""
+        with self._stepping, self._lock:
+            self._forget()
+
+    def close(self) -> None:
+        """Release the engine."""
+        with self._stepping:
+            self.engine.close()
+
+    def track(self, frame: np.ndarray, stamp: float) -> Tracks:
+        """Follow all points into `frame` (H, W, 3) uint8 RGB, any size, taken at `stamp`.
+
+        Raises ValueError, and then changes nothing, for a frame of another kind or a stamp that
+        is not finite or late (LateFrame); EngineError where the runtime fails.
+        """
+        check_frame(frame)
+        if not math.isfinite(stamp):
+            raise ValueError(f'the stamp of a frame must be finite, not {stamp}')
+        with self._stepping:
+            image = resize(frame, self.image_size)
+            with self._lock:
+                self._admit(_Frame(stamp, frame.shape[:2]))
+                started = self._start_points()
+                inputs = self._slots.inputs(started)
+                ids = np.where(self._slots.live, self._slots.ids, 0)
+            try:
+                outputs = self.engine.step({'image': image[None], **inputs})
+            except Exception:
+                with self._lock:  # the model has not seen this frame: neither has the tracker
+                    self._frames.pop()
+                    self._slots.live[started[self._slots.ids[started] == ids[started]]] = False
+                raise
+            with self._lock:
+                self._check(outputs['xy'])
+                return self._read(outputs, ids, started)
+
+    def _admit(self, frame: _Frame) -> None:
+        """Append a frame to those remembered; deal with a stamp that is out of order."""
+        frames = self._frames
+        if frames and frame.stamp < frames[-1].stamp:
+            if len(frames) > 1 and frame.stamp > frames[-2].stamp:
+                raise LateFrame(f'the frame of {frame.stamp:.6f} s came after that of '
+                                f'{frames[-1].stamp:.6f} s; it is not tracked')
+            _log.warning('stamps jumped back from %.3f to %.3f s: dropped all %d points',
+                         frames[-1].stamp, frame.stamp, int(self._slots.used.sum()))
+            self.jumps += 1
+            self._forget()
+        frames.append(frame)
+
+    def _forget(self) -> None:
+        self._frames.clear()
+        self._slots.release(self._slots.ids[self._slots.used])
+        self.engine.reset()
+
+    def _size_when_seen(self, stamp: float | None) -> tuple[int, int] | None:
+        """Camera size of the frame in which a point of `stamp` will start; None: not known yet."""
+        if not self._frames:
+            return None
+        if stamp is None or stamp > self._frames[-1].stamp:
+            return self._frames[-1].size
+        # The next frame will push the oldest out of a full window.
+        reach = self.engine.metadata.window - 1
+        known = list(self._frames)[-reach:] if reach else []
+        if not known or stamp < known[0].stamp:
+            raise ValueError(f'the points were seen at {stamp:.6f} s, before the frames that the '
+                             f'model remembers (from {(known or self._frames)[0].stamp:.6f} s)')
+        return known[_first_not_before([f.stamp for f in known], stamp)].size
+
+    def _start_points(self) -> np.ndarray:
+        """Start the waiting points whose frame is here; returns the slots (K,) started."""
+        slots, frames = self._slots, list(self._frames)
+        stamps = [f.stamp for f in frames]
+        started = []
+        for slot in np.flatnonzero(slots.waiting).tolist():
+            stamp = slots.stamp[slot]
+            if stamp > stamps[-1]:
+                continue
+            index = _first_not_before(stamps, stamp)
+            size, xy = frames[index].size, slots.camera_xy[slot]
+            if not geometry.inside(xy, size):
+                _log.warning('dropped point %d at %s: outside the image of %d x %d pixels',
+                             slots.ids[slot], xy.tolist(), size[1], size[0])
+                slots.release(slots.ids[slot])
+                continue
+            slots.start(slot, geometry.rescale(xy, size, self.image_size), len(frames) - 1 - index)
+            started.append(slot)
+        return np.array(started, np.intp)
+
+    def _check(self, xy: np.ndarray) -> None:
+        """Stop what cannot be undone: one NaN in the state would spread to all points."""
+        if not np.isfinite(xy).all():
+            dropped = int(self._slots.used.sum())
+            self._forget()
+            raise EngineError(f'the model gave positions that are not finite: dropped all '
+                              f'{dropped} points')
+
+    def _read(self, outputs: dict[str, np.ndarray], ids: np.ndarray,
+              started: np.ndarray) -> Tracks:
+        """Rows of the slots that held `ids` (M,) in this step and still hold them after it."""
+        slots, frame = self._slots, self._frames[-1]
+        rows = np.flatnonzero((ids != 0) & (ids == slots.ids))
+        rows = rows[np.argsort(ids[rows])]
+        age = slots.age[rows]
+        slots.age[rows] += 1
+        new = np.isin(rows, started)
+        at_query = new & (age == 0)
+        # In its query frame a point is where it was put, by definition.
+        model_xy = np.where(at_query[:, None], slots.model_xy[rows], outputs['xy'][0, rows])
+        visibility = np.where(at_query, np.float32(1), outputs['visibility'][0, rows])
+        confidence = np.where(at_query, np.float32(1), outputs['confidence'][0, rows])
+        xy = geometry.rescale(model_xy, self.image_size, frame.size)
+        inside = geometry.inside(xy, frame.size)
+        visible = inside & (visibility * confidence > VISIBLE_THRESHOLD)
+        flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
+        return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age,
+                      flags.astype(np.uint32))
+
+
+def _first_not_before(stamps: list[float], stamp: float) -> int:
+    """Index in rising stamps, of which the last is not before `stamp` or `stamp` is NaN (now).
+
+    Of several frames with one stamp (a camera that sets none) the newest.
+    """
+    if math.isnan(stamp):
+        return len(stamps) - 1
+    after = bisect.bisect_right(stamps, stamp)
+    return after - 1 if after and stamps[after - 1] == stamp else after
