@@ -1,0 +1,253 @@
+r"""Export the step of a model as one ONNX file, and prove it equal to the model.
+
+    python export/export_onnx.py --checkpoint cotracker_ros/weights/realtime.safetensors \
+        --output realtime.onnx
+
+Opset 18; the numbers of cameras and of points are symbolic, so that one file serves any
+max_points; weights are inside. After the export the graph is checked, and ONNX Runtime and torch
+run the same stream of 30 rendered frames, points added and removed on the way; the largest
+differences are printed, and past the tolerance nothing is left at `--output`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cotracker_ros.engines import load
+from cotracker_ros.engines.metadata import KEY
+from cotracker_ros.engines.torch_engine import describe
+from cotracker_ros.model import build_model, load_checkpoint
+from cotracker_ros.model.step import build_step
+from export import graph, precision
+from export.graph import OPSET, ExportError
+from export.stream import scripted_stream
+
+INPUTS = ('image', 'query_xy', 'query', 'query_age', 'live')
+OUTPUTS = ('xy', 'visibility', 'confidence')
+FRAMES = 30
+# Largest difference from torch in float32 over the stream: xy in model pixels, the others in [0,
+# 1]. Half precision moves features by 1e-3 of their length; an error of it is one of tracking, to
+# be judged on real video (export/verify.py, train/evaluate.py), so here only its mean is bounded.
+TOLERANCE = {
+    'fp32': {'xy': 0.01, 'visibility': 1e-3, 'confidence': 1e-3},
+    'mixed': {'xy': 0.5, 'visibility': 0.05, 'confidence': 0.05},
+    'fp16': {'xy': 0.5, 'visibility': 0.05, 'confidence': 0.05},
+}
+
+
+class FlatStep(nn.Module):
+    """The step with its state as a list, in the order of `names`, which export wants."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+        self.names = list(step.initial_state(1, 1))
+
+    def forward(self, image, query_xy, query, query_age, live, *state):
+        """All outputs, then the next state."""
+        state = dict(zip(self.names, state, strict=True))
+        outputs, following = self.step(image, query_xy, query, query_age, live, state)
+        return (*(outputs[n] for n in OUTPUTS), *(following[n] for n in self.names))
+
+
+def export(step: nn.Module, meta: dict, output: Path) -> onnx.ModelProto:
+    """Write the step, with `meta` as its metadata, to `output`; returns the checked graph.
+
+    Raises ExportError where the graph holds what a runtime cannot run.
+    """
+    flat = FlatStep(step.eval()).eval()
+    cameras, points = (torch.export.Dim(n, min=1, max=m) for n, m in (('cameras', 64),
+                                                                     ('points', 16384)))
+    per_point = {0: cameras, 1: points}
+    model = to_graph(
+        flat, _example(step, 2, 3),
+        input_names=[*INPUTS, *(f'state.{n}' for n in flat.names)],
+        output_names=[*OUTPUTS, *(f'next.{n}' for n in flat.names)],
+        dynamic_shapes={
+            'image': {0: cameras}, 'query_xy': per_point, 'query': per_point,
+            'query_age': per_point, 'live': per_point,
+            'state': tuple(_symbolic(step, n, cameras, points) for n in flat.names)})
+    _check_symbolic(model)
+    if meta['precision'] != 'fp32':
+        model = precision.convert(model, meta['precision'])
+    model.producer_name = KEY
+    model.ir_version = 8  # the oldest that holds opset 18: older runtimes read it too
+    onnx.helper.set_model_props(model, {KEY: json.dumps(meta)})
+    onnx.checker.check_model(model, full_check=True)
+    remarks = graph.lint(model)
+    onnx.save(model, output)
+    print(f'{output}: opset {OPSET}, {output.stat().st_size / 1e6:.1f} MB, '
+          f'{graph.operators(model)}' + (f'; remarks: {", ".join(remarks)}' if remarks else ''))
+    return model
+
+
+def to_graph(module: nn.Module, arguments: tuple, **names) -> onnx.ModelProto:
+    """Export a module and clean up what the exporter leaves."""
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the exporter, about itself
+        model = torch.onnx.export(module, arguments, dynamo=True, opset_version=OPSET,
+                                  verbose=False, **names).model_proto
+    graph.strip(model)
+    graph.cast_first(model)
+    graph.lean(model)
+    graph.planar_maps(model)
+    return model
+
+
+def _check_symbolic(model: onnx.ModelProto) -> None:
+    """Refuse a graph in which the exporter took a size of the example for a constant."""
+    for value in model.graph.input:
+        names = [d.dim_param for d in value.type.tensor_type.shape.dim if d.dim_param]
+        if value.name in INPUTS and names != ['cameras', 'points'][:1 + (value.name != 'image')]:
+            raise ExportError(f'{value.name} came out with a fixed size: its dimensions are '
+                              f'{names}; the step must not use len() of a tensor')
+
+
+def _example(step: nn.Module, cameras: int, slots: int) -> tuple:
+    """Inputs of these sizes, which trace a graph for all sizes."""
+    height, width = step.image_size
+    flags = torch.ones(cameras, slots, dtype=torch.bool)
+    return (torch.zeros(cameras, height, width, 3, dtype=torch.uint8),
+            torch.zeros(cameras, slots, 2), flags, torch.zeros(cameras, slots, dtype=torch.int32),
+            flags.clone(), *step.initial_state(cameras, slots).values())
+
+
+def _symbolic(step: nn.Module, name: str, cameras, points) -> dict:
+    """Which dimensions of a state tensor grow with cameras or with points."""
+    one, more_cameras, more_points = (
+        step.initial_state(*size)[name].shape for size in ((1, 1), (2, 1), (1, 2)))
+    return {i: cameras if more_cameras[i] > n else points for i, n in enumerate(one)
+            if more_cameras[i] > n or more_points[i] > n}
+
+
+def parity(step: nn.Module, path: Path, slots: int, frames: int = FRAMES,
+           cameras: int = 1) -> dict[str, dict[str, float]]:
+    """Run torch and ONNX Runtime, each on its own state, over one stream: errors by output."""
+    engine = load(path, 'onnxruntime', cameras, slots)
+    state = step.initial_state(cameras, slots)
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
+    stream = scripted_stream(frames, step.image_size, step.window, cameras, slots)
+    with torch.inference_mode():
+        for inputs in stream:
+            got = engine.step(inputs)
+            tensors = [torch.from_numpy(inputs[n]) for n in INPUTS]
+            want, state = step(*tensors, state)
+            for name in OUTPUTS:
+                difference = np.abs(got[name] - want[name].numpy())
+                errors[name].append(difference[inputs['live']])
+    engine.close()
+    joined = {name: np.concatenate(e, 0) for name, e in errors.items()}
+    return {name: {'largest': float(e.max()), 'mean': float(e.mean())}
+            for name, e in joined.items()}
+
+
+def check_parity(step: nn.Module, path: Path, form: str, slots: int) -> str:
+    """The table of `parity`; raises ExportError past the tolerance of this precision."""
+    errors = parity(step, path, slots)
+    measure = 'largest' if form == 'fp32' else 'mean'
+    rows = [f'{"":12}{"largest":>12}{"mean":>12}{"allowed":>12} ({measure})']
+    for name, error in errors.items():
+        rows.append(f'{name:12}{error["largest"]:12.2e}{error["mean"]:12.2e}'
+                    f'{TOLERANCE[form][name]:12.2e}')
+    table = '\n'.join(rows)
+    past = [n for n, e in errors.items() if not e[measure] <= TOLERANCE[form][n]]
+    if past:
+        raise ExportError(f'{", ".join(past)} differ from torch past the tolerance:\n{table}')
+    return table
+
+
+def read_model(args: argparse.Namespace) -> tuple[nn.Module, str]:
+    """The network, and where its weights come from."""
+    if args.checkpoint:
+        model = load_checkpoint(args.checkpoint, args.resolution)
+        provenance = _provenance(args.checkpoint)
+    else:
+        torch.manual_seed(0)
+        model = build_model(args.model, args.resolution)
+        provenance = 'random weights: a stand-in'
+    name = getattr(model.config, 'name', 'realtime')
+    if name == 'cotracker1':
+        raise ExportError('cotracker1 cannot be streamed: its weights mix the visibility of '
+                          'neighbouring points, so that empty slots would change the others')
+    if name == 'cotracker3_offline':
+        raise ExportError('cotracker3_offline sees the whole video at once; '
+                          'export the cotracker3_online checkpoint')
+    if args.window and args.window != model.config.window:
+        weights = model.state_dict()
+        model = build_model(name, args.resolution, window=args.window)
+        model.load_state_dict(weights, strict=True)
+    return model.eval(), args.provenance or provenance
+
+
+def _provenance(checkpoint: Path) -> str:
+    """What a .safetensors file says of itself, else its name."""
+    if checkpoint.suffix == '.safetensors':
+        from safetensors import safe_open
+        with safe_open(checkpoint, 'pt') as file:
+            return (file.metadata() or {}).get('provenance', checkpoint.name)
+    return checkpoint.name
+
+
+def resolution(text: str) -> tuple[int, int]:
+    """'320x512' as (H, W)."""
+    height, _, width = text.partition('x')
+    try:
+        return int(height), int(width)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH') from None
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--checkpoint', type=Path, help='.safetensors or .pth, ours or published')
+    source.add_argument('--model', help='a network by name with random weights, as a stand-in')
+    parser.add_argument('--output', type=Path, required=True, help='the .onnx file to write')
+    parser.add_argument('--iterations', type=int,
+                        help='refinements per frame (default: as the model was made for, or 1)')
+    parser.add_argument('--window', type=int, help='frames (default: of the checkpoint)')
+    parser.add_argument('--resolution', type=resolution, help='HxW of the model, e.g. 384x512')
+    parser.add_argument('--precision', choices=tuple(TOLERANCE), default='fp32')
+    parser.add_argument('--points', type=int, default=64, help='slots in the parity run')
+    parser.add_argument('--provenance', help='one sentence on the weights, for the metadata')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export, check and compare; returns the exit status."""
+    args = parse(arguments)
+    try:
+        model, provenance = read_model(args)
+        iterations = args.iterations or getattr(model.config, 'iterations', 1)
+        step = build_step(model, iterations).eval()
+        meta = describe(model, step, args.precision, provenance)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, and moved there once proven: nobody loads a half-written file.
+        with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
+            made = Path(folder) / args.output.name
+            export(step, meta, made)
+            print(check_parity(step, made, args.precision, args.points))
+            os.replace(made, args.output)
+    except (ExportError, ValueError, OSError) as error:
+        print(f'export failed: {error}', file=sys.stderr)
+        return 1
+    print(f'wrote {args.output}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What an exported graph must and must not hold, and its cleaning."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+# What ends a chain of convolutions; products of matrices give planes by themselves.
+POINTWISE = {'Add', 'Conv', 'Div', 'Mul', 'Relu'}
+OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
+
+
+class ExportError(RuntimeError):
+    """The exported graph is not what it must be."""
+
+
+def lint(model: onnx.ModelProto) -> list[str]:
+    """Refuse what one of the runtimes gets wrong or has not; returns remarks on what is merely
+    odd.
+
+    GridSample must be 4-D and of opset 16 to 19, ScatterND without reduction, nothing float64.
+    Raises ExportError naming the nodes.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    types = {v.name: v.type.tensor_type for v in values}
+    opset = next(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
+    problems = []
+    for node in inferred.node:
+        if node.domain not in ('', 'ai.onnx'):
+            problems.append(f'{node.name}: {node.domain}.{node.op_type} is not standard')
+        if node.op_type == 'GridSample':
+            if not 16 <= opset <= 19:
+                problems.append(f'{node.name}: GridSample of opset {opset}, not 16 to 19')
+            for name in node.input:
+                rank = len(types[name].shape.dim) if name in types else 4
+                if rank != 4:
+                    problems.append(f'{node.name}: GridSample of rank {rank}')
+        if node.op_type != 'Cast' and any(_is_uint8(types.get(n)) for n in node.input):
+            problems.append(f'{node.name}: {node.op_type} of uint8, which TensorRT has not')
+        if node.op_type.startswith('Scatter'):
+            reduction = _attribute(node, 'reduction')
+            if reduction not in (None, b'none'):
+                problems.append(f'{node.name}: {node.op_type} with reduction {reduction.decode()}')
+    double = [n for n, t in types.items() if t.elem_type == TensorProto.DOUBLE]
+    double += [i.name for i in inferred.initializer if i.data_type == TensorProto.DOUBLE]
+    if double:
+        problems.append(f'float64: {", ".join(double[:5])}')
+    if problems:
+        raise ExportError('; '.join(problems))
+    count = Counter(n.op_type for n in inferred.node)
+    remarks = [f'{count[op]} {op}' for op in ('Einsum', 'Loop', 'If', 'NonZero') if count[op]]
+    return remarks
+
+
+def cast_first(model: onnx.ModelProto) -> None:
+    """Cast a uint8 image before it is transposed: TensorRT does nothing else with uint8."""
+    nodes = model.graph.node
+    for node in nodes:
+        if node.op_type != 'Transpose' or node.input[0] != 'image':
+            continue
+        users = [n for n in nodes if node.output[0] in n.input]
+        if len(users) != 1 or users[0].op_type != 'Cast':
+            continue
+        cast, (last,) = users[0], users[0].output
+        cast.input[0], cast.output[0] = 'image', f'{last}_first'
+        node.input[0], node.output[0] = f'{last}_first', last
+        order = [n for n in nodes if n is not cast]
+        order.insert(order.index(node), cast)
+        order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
+        del model.graph.node[:]
+        model.graph.node.extend(order)
+        del model.graph.value_info[:]
+        return
+
+
+def lean(model: onnx.ModelProto) -> None:
+    """Rewrite what exporters write clumsily, with the same numbers.
+
+    GELU in the order of factors that ONNX Runtime fuses (0.5 x (1 + tanh) as (0.5 x) (1 + tanh)):
+    one pass over the widest tensors in place of eight. Pads by nothing, which copy whole feature
+    maps, squares by Pow, and weights transposed in every step go.
+    """
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer}
+    made_by = {n.output[0]: n for n in graph.node}
+    dropped, renamed = [], {}
+    for node in graph.node:
+        if node.op_type == 'Mul' and (half := made_by.get(node.input[1])) is not None:
+            _reorder_gelu(node, half, made_by, weights)
+        elif node.op_type == 'Pow' and _scalar(weights, node.input[1]) == 2:
+            node.op_type, node.input[1] = 'Mul', node.input[0]
+        elif node.op_type == 'Pad' and _is_zero(weights, node.input[1]):
+            renamed[node.output[0]] = node.input[0]
+            dropped.append(node)
+        elif node.op_type == 'Transpose' and node.input[0] in weights:
+            value = numpy_helper.to_array(weights[node.input[0]])
+            value = np.ascontiguousarray(value.transpose(_attribute(node, 'perm')))
+            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+            dropped.append(node)
+    for node in dropped:
+        graph.node.remove(node)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    used = {n for node in graph.node for n in node.input}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+
+
+def planar_maps(model: onnx.ModelProto) -> None:
+    """Turn feature maps that are sampled, and read otherwise too, into planes once and quickly.
+
+    OpenVINO keeps maps with channels last after its convolutions, and reorders them for every
+    reader anew by a slow routine: 4.5 ms each for 64 x 80 x 128, a third of `realtime`'s step.
+    Written as transposes to channels last (free there) and back, it is done once, in 0.4 ms; ONNX
+    Runtime loses 0.2 ms by it, in 27.
+    """
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    dims = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred}
+    maps = {n.input[0] for n in graph.node if n.op_type == 'GridSample'}
+    for name in sorted(maps):
+        readers = [n for n in graph.node if name in n.input]
+        maker = next((n.op_type for n in graph.node if name in n.output), None)
+        if (maker not in POINTWISE or len(readers) < 2 or len(dims.get(name, [])) != 4
+                or 0 in dims[name][1:]):
+            continue
+        _, channels, height, width = dims[name]
+        for suffix, shape in (('rows', [-1, height * width, channels]),
+                              ('planes', [-1, channels, height, width])):
+            value = np.array(shape, np.int64)
+            graph.initializer.append(numpy_helper.from_array(value, f'{name}_{suffix}_shape'))
+        made = [('Transpose', [name], 'last', {'perm': [0, 2, 3, 1]}),
+                ('Reshape', [f'{name}_last', f'{name}_rows_shape'], 'rows', {}),
+                ('Transpose', [f'{name}_rows'], 'first', {'perm': [0, 2, 1]}),
+                ('Reshape', [f'{name}_first', f'{name}_planes_shape'], 'planes', {})]
+        for reader in readers:
+            for i, given in enumerate(reader.input):
+                reader.input[i] = f'{name}_planes' if given == name else given
+        at = next(k for k, n in enumerate(graph.node) if name in n.output) + 1
+        for k, (kind, given, suffix, attributes) in enumerate(made):
+            output = f'{name}_{suffix}'
+            graph.node.insert(at + k, helper.make_node(kind, given, [output], name=output,
+                                                       **attributes))
+
+
+def _reorder_gelu(last: onnx.NodeProto, half: onnx.NodeProto, made_by: dict,
+                  weights: dict) -> None:
+    """x (0.5 (1 + f)) to (0.5 x) (1 + f), for f a tanh or an erf."""
+    if half.op_type != 'Mul' or _scalar(weights, half.input[0]) != 0.5:
+        return
+    one_plus = made_by.get(half.input[1])
+    if one_plus is None or one_plus.op_type != 'Add':
+        return
+    curve = made_by.get(one_plus.input[0])
+    if curve is None or curve.op_type not in ('Tanh', 'Erf'):
+        return
+    half.input[0], half.input[1], last.input[0], last.input[1] = (
+        last.input[0], half.input[0], half.output[0], one_plus.output[0])
+
+
+def _scalar(weights: dict, name: str):
+    """Value of a constant of one number, else None."""
+    found = weights.get(name)
+    return None if found is None or len(found.dims) else numpy_helper.to_array(found).item()
+
+
+def _is_zero(weights: dict, name: str) -> bool:
+    return name in weights and not numpy_helper.to_array(weights[name]).any()
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what an exporter notes about itself: file paths, stack traces, doc strings."""
+    del model.metadata_props[:]
+    model.doc_string = model.producer_version = ''
+    graph = model.graph
+    graph.doc_string = ''
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.doc_string = ''
+        del part.metadata_props[:]
+
+
+def operators(model: onnx.ModelProto) -> str:
+    """The most frequent operators, for the log."""
+    count = Counter(n.op_type for n in model.graph.node)
+    most = ', '.join(f'{n} {op}' for op, n in count.most_common(6))
+    return f'{len(model.graph.node)} nodes ({most}, ...)'
+
+
+def _is_uint8(kind) -> bool:
+    return kind is not None and kind.elem_type == TensorProto.UINT8
+
+
+def _attribute(node: onnx.NodeProto, name: str):
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
+    return None
