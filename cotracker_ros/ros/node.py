@@ -1,0 +1,283 @@
+"""The tracker node: images in, tracks out; a managed node that starts by itself."""
+
+import functools
+import gc
+import os
+import sys
+import threading
+import traceback
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from std_srvs.srv import SetBool, Trigger
+
+from cotracker_ros.engines import EngineError
+from cotracker_ros.ros import parameters
+from cotracker_ros.ros.mailbox import Mailbox
+from cotracker_ros.ros.stream import Stream, parameter_changes
+from cotracker_ros.streaming import StreamingTracker
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+STOP_SECONDS = 1.0  # for the step in progress when the node must stop
+
+
+def _transition(method):
+    """Log why a transition fails; rclpy drops the exception without a word."""
+
+    @functools.wraps(method)
+    def guarded(self, state):
+        try:
+            method(self)
+            return getattr(super(TrackerNode, self), method.__name__)(state)
+        except (EngineError, ValueError) as error:
+            self.get_logger().error(f'{method.__name__}: {error}')
+        except Exception:
+            self.get_logger().error(f'{method.__name__}:\n{traceback.format_exc()}')
+        return FAILURE
+
+    return guarded
+
+
+class TrackerNode(LifecycleNode):
+    """Tracks points on each image, in a worker thread, as soon as the last one is done.
+
+    unconfigured: parameters only; inactive: the model is loaded; active: it tracks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('tracker')
+        parameters.declare(self)
+        self.enabled = True
+        self._streams: list[Stream] = []
+        self._mailbox: Mailbox | None = None
+        self._worker: threading.Thread | None = None
+        self._entities = []
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
+
+    # Transitions
+
+    @_transition
+    def on_configure(self) -> None:
+        """Load the model."""
+        p = parameters.values(self)
+        _check_points(p, p.query_points)
+        try:
+            for camera in p.cameras or ('',):
+                tracker = StreamingTracker(p.model, p.max_points, p.engine, p.threads)
+                self._streams.append(Stream(self, tracker, camera))
+                self._streams[-1].set_query_points(p.query_points)
+        except Exception:
+            self.release()
+            raise
+        self.get_logger().info(f'loaded {len(self._streams)} x {tracker.engine}')
+
+    @_transition
+    def on_activate(self) -> None:
+        """Subscribe and start the worker."""
+        self._mailbox = Mailbox()
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), daemon=True)
+        self._worker.start()
+        for stream in self._streams:
+            stream.open(self._mailbox)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
+        self._entities = [
+            self.create_timer(1.0, self._report, clock=steady),
+            self.create_timer(0.5, self._match_publishers, clock=steady),
+            self.create_service(Trigger, '~/reset', self._on_reset),
+            self.create_service(Trigger, '~/clear', self._on_clear),
+            self.create_service(Trigger, '~/resample', self._on_resample),
+            self.create_service(SetBool, '~/enable', self._on_enable),
+        ]
+        topics = ', '.join(stream.image_topic for stream in self._streams)
+        self.get_logger().info(f'tracking {topics}')
+
+    @_transition
+    def on_deactivate(self) -> None:
+        """Stop the worker and unsubscribe; model and points stay."""
+        self._deactivate()
+
+    @_transition
+    def on_cleanup(self) -> None:
+        """Give the model back."""
+        self.release()
+
+    @_transition
+    def on_shutdown(self) -> None:
+        """Stop from any state."""
+        self._deactivate()
+        self.release()
+
+    def on_error(self, state) -> TransitionCallbackReturn:
+        """Return to unconfigured."""
+        self._deactivate()
+        self.release()
+        return super().on_error(state)
+
+    def _deactivate(self) -> None:
+        for entity in self._entities:
+            destroy = self.destroy_timer if hasattr(entity, 'is_ready') else self.destroy_service
+            destroy(entity)
+        self._entities = []
+        for stream in self._streams:
+            stream.close()
+        if not self.stop_worker(timeout=None):
+            raise RuntimeError('the worker did not stop')
+
+    def release(self, models: bool = True) -> None:
+        """Give all topics back and, unless a step still runs in them, the models."""
+        for stream in self._streams:
+            stream.destroy() if models else stream.withdraw()
+        self._streams = []
+        gc.collect()  # callbacks tie a stream to its subscriptions; its memory is wanted back now
+
+    def stop_worker(self, timeout: float | None) -> bool:
+        """End the worker after its step; returns whether it ended within `timeout` seconds."""
+        if self._worker is None:
+            return True
+        self._mailbox.close()
+        self._worker.join(timeout)
+        if self._worker.is_alive():
+            return False
+        self._worker = None
+        return True
+
+    # Work
+
+    def _work(self, mailbox: Mailbox) -> None:
+        while (item := mailbox.take()) is not None:
+            stream, msg = item
+            try:
+                stream.process(msg)
+            except Exception:  # a bug, or the middleware that has shut down: go on, but say so
+                if self.context.ok():
+                    stream.statistics.note('internal error; see the log', failed=1)
+                    self.get_logger().error(traceback.format_exc(), throttle_duration_sec=5.0)
+            del item, msg  # an image is large: do not keep it until the next one comes
+
+    def _report(self) -> None:
+        array = DiagnosticArray(status=[stream.report() for stream in self._streams])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def _match_publishers(self) -> None:
+        for stream in self._streams:
+            stream.match_publishers()
+
+    # Requests
+
+    def _on_set_parameters(self, changes) -> SetParametersResult:
+        reason = parameters.refusal(changes)
+        try:
+            if not reason and self._streams:
+                p = parameters.values(self)
+                for name in ('initial_grid', 'initial_corners', 'target_points'):
+                    new = parameter_changes(changes, name)
+                    setattr(p, name, getattr(p, name) if new is None else new)
+                numbers = parameter_changes(changes, 'query_points')
+                numbers = p.query_points if numbers is None else tuple(numbers)
+                _check_points(p, numbers)
+                if numbers != p.query_points:
+                    self._set_query_points(numbers, p.query_points)
+        except ValueError as error:
+            reason = str(error)
+        return SetParametersResult(successful=not reason, reason=reason)
+
+    def _set_query_points(self, new: tuple, old: tuple) -> None:
+        """Set them on all cameras or, where one refuses, on none."""
+        changed = []
+        try:
+            for stream in self._streams:
+                stream.set_query_points(new)
+                changed.append(stream)
+        except ValueError:
+            for stream in changed:
+                stream.set_query_points(old)
+            raise
+
+    def _on_reset(self, request, response):
+        count = sum(s.reset() for s in self._streams)
+        return _answer(response, f'dropped {count} points and all frames')
+
+    def _on_clear(self, request, response):
+        count = sum(s.clear() for s in self._streams)
+        return _answer(response, f'dropped {count} points')
+
+    def _on_resample(self, request, response):
+        count = sum(s.resample() for s in self._streams)
+        return _answer(response, f'replaced {count} points by the initial ones')
+
+    def _on_enable(self, request, response):
+        self.enabled = request.data
+        return _answer(response, 'tracking' if self.enabled else 'paused')
+
+
+def _answer(response, text: str):
+    response.success, response.message = True, text
+    return response
+
+
+def _check_points(p, query_points: tuple) -> None:
+    """Raise ValueError unless the initial points fit the slots."""
+    if p.target_points > p.max_points:
+        raise ValueError(f'target_points {p.target_points} exceeds max_points {p.max_points}')
+    count = p.initial_grid**2 + p.initial_corners + len(query_points) // 2
+    if count > p.max_points:
+        raise ValueError(
+            f'initial_grid {p.initial_grid}, initial_corners {p.initial_corners} and '
+            f'{len(query_points) // 2} query_points are {count} '
+            f'points, but max_points is {p.max_points}'
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; returns the exit status."""
+    rclpy.init(args=args)
+    node, executor = None, None
+    status = 0
+    try:
+        node = TrackerNode()
+        if node.get_parameter('autostart').value:
+            started = node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+            if not started:
+                return 1 if rclpy.ok() else 0
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (ParameterException, ValueError) as error:  # of the command line or the file
+        print(f'tracker: {error}', file=sys.stderr)
+        status = 2
+    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
+        if rclpy.ok():
+            raise
+    finally:
+        if node is not None:
+            stopped = node.stop_worker(STOP_SECONDS)
+            node.release(models=stopped)
+            if executor is not None:
+                executor.shutdown(timeout_sec=0)
+            node.destroy_node()
+            rclpy.try_shutdown()
+            rclpy.get_default_context().destroy()  # or files stay behind in /dev/shm
+            if not stopped:
+                # A step that takes seconds cannot be interrupted, and an ordinary exit would tear
+                # its memory down under it. What the life cycle holds of the middleware, which
+                # would leave files in /dev/shm, goes with the node's attributes.
+                vars(node).clear()
+                del executor
+                gc.collect()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Parameters of the node: one table declares, checks and documents them.
+
+`python -m cotracker_ros.ros.parameters` rewrites config/tracker.yaml and the table in README.md.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from cotracker_ros.engines import ENGINES, MAX_SLOTS
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter; its ROS type is that of the default, and lists hold `element`s."""
+
+    name: str
+    default: bool | int | float | str | tuple
+    text: str
+    unit: str = ''
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    dynamic: bool = False  # may be set while the node runs
+    element: type = float  # of a list
+
+    @property
+    def kind(self) -> str:
+        """Name of the ROS type."""
+        names = {bool: 'bool', int: 'integer', float: 'double', str: 'string'}
+        if isinstance(self.default, tuple):
+            return names[self.element] + '[]'
+        return names[type(self.default)]
+
+    def clean(self, value: object) -> object:
+        """Return `value` in the parameter's type, or raise ValueError.
+
+        Whole numbers pass as doubles: YAML files are full of them.
+        """
+        kind = type(self.default)
+        if kind is tuple:
+            if value is None or not hasattr(value, '__iter__') or isinstance(value, (str, bytes)):
+                raise ValueError(f'{self.name} must be a list, not {value!r}')
+            return tuple(self._clean_one(item, self.element) for item in value)  # type: ignore
+        return self._clean_one(value, kind)
+
+    def _clean_one(self, value, kind: type):
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f'{self.name} must be of type {self.kind}, not {value!r}')
+        if self.choices and value not in self.choices:
+            raise ValueError(
+                f'{self.name} must be one of {", ".join(self.choices)}, not {value!r}'
+            )
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f'{self.name} must be finite, not {value}')
+        below = self.low is not None and value < self.low
+        above = self.high is not None and value > self.high
+        if below or above:
+            raise ValueError(f'{self.name} must be {self.range_text()}, not {value}')
+        return value
+
+    def range_text(self) -> str:
+        """Return what values are allowed, in words; empty for all."""
+        if self.choices:
+            return ', '.join(self.choices)
+        if self.high is None:
+            return '' if self.low is None else f'at least {self.low}'
+        return f'{self.low} to {self.high}'
+
+
+TABLE = (
+    Parameter('autostart', True, 'Configure and activate at start; off for a lifecycle manager'),
+    Parameter('model', 'realtime', 'Name of a shipped model, or path of an .onnx or .engine file'),
+    Parameter('engine', 'auto', 'Runtime', choices=('auto', *ENGINES)),
+    Parameter('threads', 0, 'CPU threads of the model; 0 chooses', low=0, high=256),
+    Parameter(
+        'max_points', 64, 'Slots for points: constant cost and memory', low=1, high=MAX_SLOTS
+    ),
+    Parameter(
+        'cameras',
+        (),
+        'Names of several cameras: topics `<camera>/image`, `<camera>/tracks`, '
+        '`~/<camera>/queries`, ..., each with `max_points` slots; empty: one camera on `image`',
+        element=str,
+    ),
+    Parameter(
+        'image_transport',
+        'raw',
+        'raw: `image`; compressed: JPEG or PNG on `image/compressed`',
+        choices=('raw', 'compressed'),
+    ),
+    Parameter(
+        'initial_grid',
+        7,
+        'Points per side of the grid that is placed in the first frame and by `~/resample`; '
+        '0: no grid',
+        low=0,
+        high=128,
+        dynamic=True,
+    ),
+    Parameter(
+        'initial_corners',
+        0,
+        'Shi-Tomasi corners that are placed with the grid; both lie on the last `~/mask`, if any',
+        low=0,
+        high=MAX_SLOTS,
+        dynamic=True,
+    ),
+    Parameter(
+        'retire_after',
+        0,
+        'Frames on end without being visible after which a point is dropped; 0: never',
+        low=0,
+        high=1_000_000,
+        dynamic=True,
+    ),
+    Parameter(
+        'target_points',
+        0,
+        'Number of points below which corners are added, twice a second',
+        low=0,
+        high=MAX_SLOTS,
+        dynamic=True,
+    ),
+    Parameter(
+        'query_points',
+        (),
+        'x1, y1, x2, y2, ...: points to track on each camera; setting it replaces those it set '
+        'before',
+        unit='px',
+        dynamic=True,
+    ),
+    Parameter(
+        'frozen_after',
+        5,
+        'Images with the very same pixels after which a camera counts as frozen, and its points '
+        'as invisible; 0: never',
+        low=0,
+        high=1000,
+        dynamic=True,
+    ),
+    Parameter(
+        'overlay_rate',
+        10.0,
+        'Pictures and markers per second, at most, on `~/overlay`, `~/overlay/compressed` and '
+        '`~/markers`; drawn only while someone subscribes',
+        unit='Hz',
+        low=0.1,
+        high=240.0,
+        dynamic=True,
+    ),
+    Parameter(
+        'age_budget',
+        0.1,
+        'Diagnostics warn when the 95th percentile of the age of tracks is higher',
+        unit='s',
+        low=0.001,
+        high=60.0,
+        dynamic=True,
+    ),
+    Parameter(
+        'image_timeout',
+        2.0,
+        'Diagnostics report an error after this time without an image',
+        unit='s',
+        low=0.1,
+        high=3600.0,
+        dynamic=True,
+    ),
+)
+BY_NAME = {p.name: p for p in TABLE}
+_CAMERA = re.compile(r'[A-Za-z]\w*')
+
+
+def clean(name: str, value: object) -> object:
+    """Return the checked value of one parameter of the table, or raise ValueError."""
+    value = BY_NAME[name].clean(value)
+    if name == 'query_points' and len(value) % 2:  # type: ignore
+        raise ValueError(f'query_points must hold pairs of x and y, not {len(value)} numbers')  # type: ignore
+    if name == 'cameras':
+        bad = [camera for camera in value if not _CAMERA.fullmatch(camera)]  # type: ignore
+        if bad or len(set(value)) < len(value):  # type: ignore
+            raise ValueError(
+                f'cameras must be different names such as front or rear_left: {value}'
+            )
+    return value
+
+
+def declare(node) -> None:
+    """Declare the table on a node; raises ValueError for a bad value from the command line."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    for p in TABLE:
+        descriptor = ParameterDescriptor(
+            description=p.text + (f' [{p.unit}]' if p.unit else ''),
+            additional_constraints=', '.join(p.choices),
+            read_only=not p.dynamic,
+            # rclpy would refuse an integer for a double; `clean` takes it. The others keep
+            # their type, so that tools show it.
+            dynamic_typing=p.kind == 'double' or isinstance(p.default, tuple),
+        )
+        if p.kind == 'integer' and p.high is not None:
+            bounds = IntegerRange(from_value=int(p.low or 0), to_value=int(p.high), step=0)
+            descriptor.integer_range = [bounds]
+        if p.kind == 'double' and p.high is not None:
+            bounds = FloatingPointRange(from_value=float(p.low or 0), to_value=float(p.high))
+            descriptor.floating_point_range = [bounds]
+        default = list(p.default) if isinstance(p.default, tuple) else p.default
+        clean(p.name, node.declare_parameter(p.name, default, descriptor).value)
+
+
+def values(node) -> SimpleNamespace:
+    """Return the current values of the table, checked, as attributes."""
+    return SimpleNamespace(
+        **{p.name: clean(p.name, node.get_parameter(p.name).value) for p in TABLE}
+    )
+
+
+def refusal(changes) -> str:
+    """Return why rclpy parameters cannot be set to these values; empty if they can."""
+    try:
+        for parameter in changes:
+            if parameter.name in BY_NAME:
+                clean(parameter.name, parameter.value)
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def yaml_text() -> str:
+    """Return config/tracker.yaml: every parameter with its default and meaning."""
+    lines = ['# Written by python -m cotracker_ros.ros.parameters; defaults throughout.']
+    lines += ['/**:', '  ros__parameters:']
+    for p in TABLE:
+        note = '; '.join(filter(None, [p.text, p.unit, p.range_text()]))
+        lines.append(f'    # {note}')
+        if isinstance(p.default, tuple):  # ROS reads no empty list
+            lines.append(f'    # {p.name}: []')
+        elif isinstance(p.default, str):
+            lines.append(f"    {p.name}: '{p.default}'")
+        else:
+            lines.append(f'    {p.name}: {str(p.default).lower()}')
+    return '\n'.join(lines) + '\n'
+
+
+def markdown_table() -> str:
+    """Return the README's table of parameters."""
+    rows = ['| parameter | type | default | allowed | unit | while running | meaning |']
+    rows.append('|' + ' --- |' * 7)
+    for p in TABLE:
+        default = '[]' if isinstance(p.default, tuple) else str(p.default).lower()
+        changes = 'yes' if p.dynamic else ''
+        cells = (f'`{p.name}`', p.kind, f'`{default}`', p.range_text(), p.unit, changes, p.text)
+        rows.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(rows) + '\n'
+
+
+_MARKED = re.compile(r'(<!-- parameters -->\n).*?(<!-- end -->)', re.S)
+
+
+def insert_table(readme: str) -> str:
+    """Return the README's text with the current table between its markers."""
+    if not _MARKED.search(readme):
+        raise ValueError('README.md has no <!-- parameters --> ... <!-- end -->')
+    return _MARKED.sub(lambda m: m[1] + markdown_table() + m[2], readme)
+
+
+def main() -> None:
+    """Rewrite the two files that repeat the table."""
+    root = Path(__file__).parents[2]
+    (root / 'config' / 'tracker.yaml').write_text(yaml_text(), encoding='utf-8')
+    readme = root / 'README.md'
+    readme.write_text(insert_table(readme.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,358 @@
+"""One camera: its image in, its tracks out, and the points that are tracked on it."""
+
+import math
+import time
+
+import cv2
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, PointStamped
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+from cotracker_ros.engines import EngineError
+from cotracker_ros.ros import parameters
+from cotracker_ros.ros.diagnostics import Reporter, Statistics
+from cotracker_ros.ros.mailbox import Mailbox
+from cotracker_ros.ros.messages import (
+    MessageError,
+    cloud_to_queries,
+    compressed_to_array,
+    image_to_array,
+    stamp_seconds,
+    tracks_to_cloud,
+)
+from cotracker_ros.ros.painter import Painter
+from cotracker_ros.ros.rays import rays
+from cotracker_ros.ros.seeds import Absence, corners, grid
+from cotracker_ros.ros.watch import ImageWatch
+from cotracker_ros.streaming import OUTSIDE, LateFrame, StreamingTracker, Tracks
+
+_THROTTLE = 5.0  # seconds between equal log lines
+REFILL_SECONDS = 0.5  # between searches for corners, which cost milliseconds
+RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
+# Humble hands a callback the message alone; then losses cannot be counted.
+HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
+
+
+class Stream:
+    """Topics, tracker and statistics of one camera of the node.
+
+    The executor calls the callbacks, the worker calls `process`; the tracker may be used by both.
+    """
+
+    def __init__(self, node, tracker: StreamingTracker, camera: str = '') -> None:
+        prefix = f'{camera}/' if camera else ''
+        self._node, self._tracker, self._prefix = node, tracker, prefix
+        self._log = node.get_logger()
+        self.statistics = Statistics()
+        self._placing = True  # whether the initial points go into the next frame
+        self._parameter_ids = np.zeros(0, np.uint32)  # points of the parameter query_points
+        self._parameter_xy = np.zeros((0, 2), np.float32)
+        self._publisher = node.create_publisher(
+            PointCloud2, f'{prefix}tracks', QoSProfile(depth=5, reliability=RELIABLE)
+        )
+        self.image_topic = node.resolve_topic_name(f'{prefix}image')
+        self._compressed = parameters.values(node).image_transport == 'compressed'
+        if self._compressed:
+            self.image_topic += '/compressed'
+        self._wanted = self._declare_reliability()
+        self._watch = ImageWatch()
+        self._last: Tracks | None = None
+        self._absence = Absence()
+        self._mask: np.ndarray | None = None
+        self._filled = -math.inf  # stamp of the last search for new points
+        self._camera_info: CameraInfo | None = None
+        self._in_space = node.create_publisher(PointCloud2, f'~/{prefix}tracks_3d', 5)
+        self._painter = Painter(node, f'~/{prefix}')
+        engine = tracker.engine
+        facts = {
+            'model': engine.metadata.model,
+            'weights': engine.metadata.weights_sha256[:12],
+            'engine': f'{engine.name} {engine.device} {engine.precision}',
+        }
+        name = f'{node.get_fully_qualified_name()}: {camera or "tracking"}'
+        self._reporter = Reporter(name, str(engine), facts)
+        self._subscription = None
+        self._others = []
+
+    def open(self, mailbox: Mailbox) -> None:
+        """Subscribe; images go to the mailbox under this stream as their key."""
+        self._mailbox = mailbox
+        self._sequence = None
+        self._subscribe(self._reliability())
+        node, private = self._node, f'~/{self._prefix}'
+        mouse = node.resolve_topic_name(f'{self._prefix}image') + '_mouse_left'  # rqt_image_view
+        self._others = [
+            node.create_subscription(PointCloud2, f'{private}queries', self._on_queries, 10),
+            node.create_subscription(PointStamped, f'{private}add_point', self._on_point, 10),
+            node.create_subscription(Point, mouse, self._on_click, 10),
+            node.create_subscription(Image, f'{private}mask', self._on_mask, 1),
+            node.create_subscription(
+                CameraInfo,
+                f'{self._prefix}camera_info',
+                self._on_camera_info,
+                QoSProfile(depth=1, reliability=BEST_EFFORT),
+            ),
+        ]
+
+    def close(self) -> None:
+        """Unsubscribe; points stay."""
+        for subscription in [*self._others, self._subscription]:
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        self._others, self._subscription = [], None
+
+    def destroy(self) -> None:
+        """Give everything back, the model too."""
+        self.withdraw()
+        self._tracker.close()
+
+    def withdraw(self) -> None:
+        """Give back all topics."""
+        self.close()
+        self._painter.close()
+        self._node.destroy_publisher(self._publisher)
+        self._node.destroy_publisher(self._in_space)
+
+    def report(self) -> DiagnosticStatus:
+        """Return the diagnostic status, with rates since the last one."""
+        p = parameters.values(self._node)
+        return self._reporter.report(
+            self.statistics, time.monotonic(), p.age_budget, p.image_timeout
+        )
+
+    # Quality of service
+
+    def _declare_reliability(self) -> str:
+        """Return the user's choice under the key that ROS uses for it, but decided anew by us.
+
+        BEST_AVAILABLE of the middleware decides only once, when the subscription is made: reliable
+        if no camera is there yet, and then a best-effort camera never connects.
+        """
+        key = f'qos_overrides.{self.image_topic}.subscription.reliability'
+        if not self._node.has_parameter(key):
+            self._node.declare_parameter(key, 'best_available')
+        choice = self._node.get_parameter(key).value
+        if choice not in ('best_available', 'reliable', 'best_effort'):
+            raise ValueError(
+                f'{key} must be best_available, reliable or best_effort, not {choice!r}'
+            )
+        return choice
+
+    def _reliability(self) -> QoSReliabilityPolicy:
+        """Return reliable, which loses no image, unless a publisher here offers less."""
+        if self._wanted != 'best_available':
+            return RELIABLE if self._wanted == 'reliable' else BEST_EFFORT
+        publishers = self._node.get_publishers_info_by_topic(self.image_topic)
+        offers = {p.qos_profile.reliability for p in publishers}
+        return BEST_EFFORT if BEST_EFFORT in offers else RELIABLE
+
+    def match_publishers(self) -> None:
+        """Subscribe again if publishers have come or gone that call for another reliability."""
+        reliability = self._reliability()
+        if self._subscription is not None and reliability != self._current:
+            self._node.destroy_subscription(self._subscription)
+            self._subscribe(reliability)
+
+    def _subscribe(self, reliability: QoSReliabilityPolicy) -> None:
+        self._current = reliability
+        self._sequence = None
+        qos = QoSProfile(
+            depth=1, history=QoSHistoryPolicy.KEEP_LAST, reliability=reliability
+        )  # the newest image or none: with a queue of 10 results are 10 steps old
+        overrides = QoSOverridingOptions([QoSPolicyKind.DEPTH, QoSPolicyKind.HISTORY])
+        callback = self._on_image if HAS_MESSAGE_INFO else lambda msg: self._on_image(msg, {})
+        self._subscription = self._node.create_subscription(
+            CompressedImage if self._compressed else Image,
+            self.image_topic,
+            callback,
+            qos,
+            qos_overriding_options=overrides,
+        )
+
+    # Callbacks of the executor
+
+    def _on_image(self, msg, info: dict) -> None:
+        s = self.statistics
+        number = info.get('publication_sequence_number')
+        if number:
+            if self._sequence is not None and number > self._sequence + 1:
+                s.count(lost=number - self._sequence - 1)
+            self._sequence = number
+        s.last_image = time.monotonic()
+        s.image_bytes = len(msg.data)
+        s.count(received=1)
+        if self._node.enabled and self._mailbox.put(self, msg):
+            s.count(replaced=1)
+
+    def _on_queries(self, msg: PointCloud2) -> None:
+        try:
+            queries = cloud_to_queries(msg)
+            if queries.remove.size:
+                self._tracker.remove_points(queries.remove)
+            self._tracker.add_points(queries.add, queries.stamp)
+        except ValueError as error:  # MessageError is one
+            self._refuse(str(error))
+
+    def _on_point(self, msg: PointStamped) -> None:
+        self._add([(msg.point.x, msg.point.y)], stamp_seconds(msg.header) or None)
+
+    def _on_click(self, msg: Point) -> None:
+        self._add([(msg.x, msg.y)], None)
+
+    def _on_mask(self, msg: Image) -> None:
+        try:
+            self._mask = image_to_array(msg).max(2)
+        except MessageError as error:
+            self._refuse(f'mask: {error}')
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        self._camera_info = msg
+
+    def _add(self, xy, stamp: float | None) -> np.ndarray:
+        try:
+            return self._tracker.add_points(np.array(xy, np.float64), stamp)
+        except ValueError as error:
+            self._refuse(str(error))
+            return np.zeros(0, np.uint32)
+
+    def _refuse(self, reason: str) -> None:
+        self.statistics.note(f'query refused: {reason}', refused=1)
+        self._log.warning(f'query refused: {reason}', throttle_duration_sec=_THROTTLE)
+
+    # Points
+
+    def clear(self) -> int:
+        """Drop all points; returns how many."""
+        return len(self._tracker.remove_points(self._tracker.ids))
+
+    def resample(self) -> int:
+        """Drop all points and put the initial ones into the next frame; returns how many went."""
+        dropped = self.clear()
+        self._placing = True
+        return dropped
+
+    def reset(self) -> int:
+        """As `resample`, and forget all frames, as after a new start."""
+        dropped = len(self._tracker.ids)
+        self._tracker.reset()
+        self._placing = True
+        return dropped
+
+    def set_query_points(self, numbers: tuple[float, ...]) -> None:
+        """Track x1, y1, x2, y2, ... instead of what this was given before, or raise ValueError."""
+        xy = np.array(numbers, np.float32).reshape(-1, 2)
+        if not self._placing:
+            ids = self._tracker.add_points(xy)
+            self._tracker.remove_points(self._parameter_ids)
+            self._parameter_ids = ids
+        self._parameter_xy = xy
+
+    def _place(self, frame: np.ndarray, stamp: float | None) -> None:
+        """Put the initial points into this frame, of `stamp` (None: it is tracked next)."""
+        self._placing = False
+        p, mask = parameters.values(self._node), self._mask_of(frame)
+        self._parameter_ids = self._add(self._parameter_xy, stamp)
+        regular = grid(p.initial_grid, frame.shape[:2], mask)
+        self._add(regular, stamp)
+        taken = np.concatenate([self._parameter_xy, regular])
+        self._add(corners(frame, p.initial_corners, taken, mask), stamp)
+
+    def _mask_of(self, frame: np.ndarray) -> np.ndarray | None:
+        """Return the mask in the size of a frame, None without one."""
+        mask, size = self._mask, frame.shape[1::-1]
+        if mask is None or mask.shape == frame.shape[:2]:
+            return mask
+        return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+
+    def _keep_up(self, frame: np.ndarray, tracks: Tracks, p) -> None:
+        """Give up points that stay away, and look for new ones where some are missing."""
+        gone = self._tracker.remove_points(self._absence.update(tracks, p.retire_after))
+        self.statistics.count(retired=len(gone))
+        missing = min(p.target_points, p.max_points) - len(self._tracker.ids)
+        if missing > 0 and not 0 <= tracks.stamp - self._filled < REFILL_SECONDS:
+            self._filled = tracks.stamp
+            taken = tracks.xy[~np.isin(tracks.ids, gone)]
+            self._add(corners(frame, missing, taken, self._mask_of(frame)), tracks.stamp)
+
+    # The worker
+
+    def process(self, msg) -> None:
+        """Track one image and publish the result; never raises for what is in the image."""
+        s = self.statistics
+        stamp = stamp_seconds(msg.header)
+        p = parameters.values(self._node)
+        try:
+            frame = compressed_to_array(msg) if self._compressed else image_to_array(msg)
+            trouble = self._watch.trouble(frame, p.frozen_after)
+            if trouble:
+                s.note(trouble, held=1)
+                tracks = self._held(stamp)
+            else:
+                tracks = self._track(frame, stamp, p)
+        except LateFrame as error:
+            s.note(str(error), late=1)
+            return
+        except MessageError as error:
+            s.note(str(error), bad=1)
+            self._log.warning(f'image not used: {error}', throttle_duration_sec=_THROTTLE)
+            return
+        except (EngineError, ValueError) as error:
+            s.note(str(error), failed=1)
+            self._log.error(f'image not tracked: {error}', throttle_duration_sec=_THROTTLE)
+            return
+        self._last = tracks
+        self._publisher.publish(tracks_to_cloud(tracks, msg.header))
+        now = self._node.get_clock().now().nanoseconds
+        if now:  # 0: simulated time that has not begun
+            s.ages.append(now * 1e-9 - stamp)
+        s.live, s.visible = len(tracks), int(tracks.visible.sum())
+        s.count(tracked=1)
+        self._painter.show(msg.header, frame, tracks, p.overlay_rate)
+        if self._in_space.get_subscription_count():
+            self._publish_rays(tracks, msg.header)
+
+    def _track(self, frame: np.ndarray, stamp: float, p) -> Tracks:
+        """Step the model; after a jump back in time, start anew with the initial points."""
+        s = self.statistics
+        if self._placing:
+            self._place(frame, None)
+        start = time.perf_counter()
+        tracks = self._tracker.track(frame, stamp)
+        s.steps.append(time.perf_counter() - start)
+        if self._tracker.jumps > s.jumps:
+            s.note('stamps jumped back: all points are new', jumps=1)
+            self._log.warning(f'stamps jumped back to {stamp:.3f} s: all points are new')
+            self._place(frame, stamp)
+        self._keep_up(frame, tracks, p)
+        return tracks
+
+    def _held(self, stamp: float) -> Tracks:
+        """Return the last tracks as invisible: the model must not see an image of nothing."""
+        last = self._last
+        if last is None:
+            none = np.zeros(0, np.uint32)
+            return Tracks(stamp, none, np.zeros((0, 2), np.float32), none, none, none, none)
+        kept = np.isin(last.ids, self._tracker.ids)
+        zero = np.zeros(kept.sum(), np.float32)
+        flags = last.flags[kept] & OUTSIDE
+        return Tracks(stamp, last.ids[kept], last.xy[kept], zero, zero, last.age[kept], flags)
+
+    def _publish_rays(self, tracks: Tracks, header) -> None:
+        try:
+            if self._camera_info is None:
+                raise MessageError('tracks_3d needs camera_info, of which none has come')
+            xyz = rays(tracks.xy, self._camera_info)
+        except MessageError as error:
+            self.statistics.note(str(error))
+            return
+        self._in_space.publish(tracks_to_cloud(tracks, header, xyz))
+
+
+def parameter_changes(changes: list[Parameter], name: str):
+    """Return the new value of a parameter in a list of changes, or None."""
+    return next((p.value for p in changes if p.name == name), None)
