@@ -1,0 +1,7 @@
+"""See `run`."""
+
+import sys
+
+from cotracker_ros.demo.run import main
+
+sys.exit(main())

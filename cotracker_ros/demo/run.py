@@ -1,0 +1,292 @@
+"""Run camera, tracker and recorder, each its own process, and report what came out."""
+
+import argparse
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cotracker_ros.demo.clip import FRAMES, Clip
+from cotracker_ros.demo.video import Video, VideoError, open_video
+from cotracker_ros.ros.share import share_file
+from cotracker_ros.streaming import QUERY_FRAME, VISIBLE
+
+START_SECONDS = 60.0  # for the model to load and the processes to find each other
+SILENCE_SECONDS = 5.0  # without a message after the last image
+DEVICE_SECONDS = 20.0  # to record from a camera
+
+
+class DemoError(RuntimeError):
+    """Something that stopped the demo, in words for its user."""
+
+
+class Process:
+    """A child whose lines of output are read as they come."""
+
+    def __init__(self, name: str, command: list, environment: dict, errors: Path) -> None:
+        self.name, self.errors = name, errors
+        with errors.open('wb') as log:
+            self._child = subprocess.Popen(
+                [sys.executable, '-m', *map(str, command)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._child.stdout or ():
+            self.lines.put(line.rstrip())
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._child.pid
+
+    def check(self) -> None:
+        """Raise DemoError if the process has ended."""
+        status = self._child.poll()
+        if status is not None:
+            log = self.errors.read_text(errors='replace').strip().splitlines()[-12:]
+            raise DemoError('\n'.join([f'the {self.name} ended with status {status}:', *log]))
+
+    def close_input(self) -> None:
+        """Tell the process to finish."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+
+    def stop(self, seconds: float = 5.0) -> int:
+        """Interrupt the process, end it if it does not listen; returns its status."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+        try:
+            return self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the process to end by itself."""
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f'the {self.name} did not finish in {seconds:.0f} s') from None
+
+
+def environments() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment of all, on a network of their own, and of the camera."""
+    environment = dict(os.environ)
+    environment['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 101))
+    if environment.get('ROS_DISTRO') == 'humble':
+        environment['ROS_LOCALHOST_ONLY'] = '1'
+    else:
+        environment['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    profile = str(share_file('config/fastdds_shm.xml'))
+    camera = {
+        **environment,
+        'FASTRTPS_DEFAULT_PROFILES_FILE': profile,  # Fast DDS 2
+        'FASTDDS_DEFAULT_PROFILES_FILE': profile,  # Fast DDS 3
+    }
+    return environment, camera
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line for every tenth."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total, self._tenth = total, -1
+
+    def show(self, sent: int, tracked: int) -> None:
+        """Draw the state."""
+        text = (
+            f'{sent}{f"/{self._total}" if self._total else ""} frames, {tracked} tracks messages'
+        )
+        share = sent / self._total if self._total else 0.0
+        if sys.stderr.isatty():
+            width = 30
+            bar = '#' * round(width * share)
+            print(f'\r[{bar:<{width}}] {text} ', end='', file=sys.stderr, flush=True)
+        elif int(share * 10) > self._tenth:
+            self._tenth = int(share * 10)
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the bar's line."""
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+def record(video: Video, arguments: argparse.Namespace) -> tuple[list[int], dict]:
+    """Run the processes; returns the stamps (ns) that were sent and the recorder's figures."""
+    output, seconds = arguments.output, arguments.seconds
+    everyone, with_profile = environments()
+    source = [] if arguments.video is None else ['--video', arguments.video]
+    source += ['--rate', video.fps] + ([] if seconds is None else ['--seconds', seconds])
+    node = ['cotracker_ros', '--ros-args', '-p', f'model:={arguments.model}']
+    node += ['-p', f'engine:={arguments.engine}', '-p', f'initial_grid:={arguments.grid}']
+    node += ['-p', f'max_points:={max(64, arguments.grid**2)}']
+    recorder = ['cotracker_ros.demo.recorder', '--output', output, '--fps', video.fps]
+    processes = []
+    try:
+        for name, command, environment in (
+            ('recorder', recorder, everyone),
+            ('tracker', node, everyone),
+            ('camera', ['cotracker_ros.demo.camera', *source], with_profile),
+        ):
+            log = output / f'{name}.log'
+            processes.append(Process(name, command, environment, log))
+        recording, tracking, camera = processes
+        stamps = _follow(recording, tracking, camera, _expected(video, seconds))
+        processes[0].close_input()
+        processes[0].wait(60 + len(stamps))
+        figures = None
+        while figures is None:
+            line = processes[0].lines.get(timeout=5)
+            figures = json.loads(line) if line.startswith('{') else None
+        status = processes[1].stop()
+        if status:
+            raise DemoError(f'the tracker ended with status {status}, see {processes[1].errors}')
+        return stamps, figures
+    finally:
+        for process in processes:
+            process.close_input()
+        for process in processes:
+            process.stop()
+
+
+def _expected(video: Video, seconds: float | None) -> int | None:
+    limit = None if seconds is None else round(seconds * video.fps)
+    known = [n for n in (video.count, limit) if n]
+    return min(known) if known else None
+
+
+def _follow(recorder: Process, tracker: Process, camera: Process, total: int | None) -> list[int]:
+    """Show the progress until the last image is tracked or nothing comes; returns the stamps."""
+    progress = Progress(total)
+    stamps, tracked, last_tracked, done = [], 0, 0, False
+    deadline = time.monotonic() + START_SECONDS
+    while not (done and stamps and last_tracked >= stamps[-1]):
+        for process in (recorder, tracker, camera):
+            while not process.lines.empty():
+                words = process.lines.get().split(' ', 1)
+                if process is camera and words[0] == 'error':
+                    raise DemoError(words[1])
+                if process is camera and words[0] == 'sent':
+                    stamps.append(int(words[1].split()[1]))
+                elif process is camera and words[0] == 'done':
+                    done = True
+                elif process is recorder and words[0] == 'tracks':
+                    tracked, last_tracked = map(int, words[1].split())
+                else:
+                    continue
+                deadline = time.monotonic() + SILENCE_SECONDS + (0 if tracked else START_SECONDS)
+            if not (process is camera and done):
+                process.check()
+        progress.show(len(stamps), tracked)
+        if time.monotonic() > deadline:
+            if tracked:
+                break  # the last images were dropped for newer ones, or lost
+            raise DemoError(f'no tracks came in {START_SECONDS:.0f} s; see {tracker.errors}')
+        time.sleep(0.02)
+    progress.end()
+    return stamps
+
+
+def known_motion_errors(table: dict[str, np.ndarray], sent: list[int]) -> dict[str, float]:
+    """Compare tracks of the rendered clip with its known motion.
+
+    Counts points from their query frame on, where the clip says that they are seen; `still` is
+    the median error of points that would not move at all.
+    """
+    clip, index = Clip(), {stamp: i for i, stamp in enumerate(sent)}
+    frames = np.array([index[s] for s in table['stamps'].tolist()])
+    errors, still, judged = [], [], []
+    for n in range(len(table['ids'])):
+        start = np.flatnonzero(table['flags'][:, n] & QUERY_FRAME)
+        if not start.size or frames[start[0]] >= FRAMES:
+            continue
+        query = table['xy'][start[0], n]
+        truth, seen = clip.truth(query[None], int(frames[start[0]]))
+        later = np.arange(start[0] + 1, len(frames))
+        later = later[np.isfinite(table['xy'][later, n, 0])]
+        t = frames[later]
+        in_sight = seen[t, 0]
+        distance = np.linalg.norm(table['xy'][later, n] - truth[t, 0], axis=-1)
+        errors.append(distance[in_sight])
+        still.append(np.linalg.norm(query - truth[t, 0], axis=-1)[in_sight])
+        judged.append(((table['flags'][later, n] & VISIBLE) != 0) == in_sight)
+    if not errors:
+        return {}
+    error, fixed = np.concatenate(errors), np.concatenate(still)
+    return {
+        'median': float(np.median(error)),
+        'mean': float(error.mean()),
+        'within3': float((error < 3).mean()),
+        'still': float(np.median(fixed)),
+        'visibility': float(np.concatenate(judged).mean()),
+    }
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog='python -m cotracker_ros.demo', description=__doc__)
+    parser.add_argument('--video', help='file, folder of images or device; else a rendered clip')
+    parser.add_argument('--rate', type=float, help="frames a second, instead of the video's")
+    parser.add_argument('--seconds', type=float, help='stop after this time')
+    parser.add_argument('--grid', type=int, default=7, help='points per side of the initial grid')
+    parser.add_argument('--model', default='realtime')
+    parser.add_argument('--engine', default='auto')
+    parser.add_argument('--output', type=Path, default=Path('build/demo'))
+    arguments = parser.parse_args()
+    try:
+        if arguments.rate is not None and not 0 < arguments.rate <= 1000:
+            raise DemoError(f'--rate must be above 0 and at most 1000, not {arguments.rate}')
+        video = open_video(arguments.video, arguments.rate)
+        if video.count is None and arguments.seconds is None:
+            arguments.seconds = DEVICE_SECONDS
+        if hasattr(video.frames, 'close'):
+            video.frames.close()  # the camera process reads it
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        sent, figures = record(video, arguments)
+    except (VideoError, DemoError) as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(summary_line(len(sent), figures))
+    if arguments.video is None:
+        table = dict(np.load(arguments.output / 'tracks.npz'))
+        print(error_line(known_motion_errors(table, sent)))
+    print(f'{arguments.output}/overlay.mp4, {arguments.output}/overlay.png')
+    return 0
+
+
+def summary_line(sent: int, f: dict) -> str:
+    """Return the figures of a run in one line."""
+    return (
+        f'{sent} frames sent, {f["tracks"]} tracks messages received, {f["rate"]:.1f} frames/s, '
+        f'age p50 {f["age_p50"]:.1f} ms p95 {f["age_p95"]:.1f} ms, '
+        f'{f["visible"]:.1f} of {f["points"]:.1f} points visible'
+    )
+
+
+def error_line(f: dict[str, float]) -> str:
+    """Return the comparison with the known motion in one line."""
+    if not f:
+        return 'no track could be compared with the known motion'
+    return (
+        f'error against the known motion: median {f["median"]:.2f} px, mean {f["mean"]:.2f} px, '
+        f'{f["within3"]:.1%} within 3 px (not moving: median {f["still"]:.1f} px); '
+        f'visibility right in {f["visibility"]:.1%}'
+    )

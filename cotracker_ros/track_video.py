@@ -1,0 +1,214 @@
+"""Track points through a video file: `python -m cotracker_ros.track_video clip.mp4 --grid 20`.
+
+Writes an overlay video, and beside it the tracks as .npz and .csv. Runs the same streaming tracker
+as the node, frame by frame: of a long video only the tracks stay in memory. A recording (rosbag2,
+MCAP or SQLite) is copied with a topic /tracks added instead.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cotracker_ros.demo.video import VideoError, open_video
+from cotracker_ros.engines import ENGINES, EngineError
+from cotracker_ros.streaming import StreamingTracker, Tracks
+from cotracker_ros.track_recording import is_recording, track_recording
+from cotracker_ros.visualise import draw_tracks, write_video
+
+CSV_COLUMNS = ('frame', 'time', 'id', 'x', 'y', 'visible', 'visibility', 'confidence')
+
+
+def grid(side: int, size: tuple[int, int]) -> np.ndarray:
+    """Return side x side cell centres over an image of size (H, W), (N, 2) px, rows outermost."""
+    steps = (np.arange(side) + 0.5) / side
+    y, x = np.meshgrid(steps * size[0] - 0.5, steps * size[1] - 0.5, indexing='ij')
+    return np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
+
+
+def read_points(path: str | Path) -> np.ndarray:
+    """Read queries (N, 3) of frame, x px, y px from lines of `frame,x,y` or, in frame 0, `x,y`.
+
+    Lines that are empty or begin with # or a letter (a header) are skipped. Raises ValueError
+    naming the line that is none of these.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        text = line.strip()
+        if not text or text[0] == '#' or text[0].isalpha():
+            continue
+        try:
+            values = [float(value) for value in text.replace(';', ',').split(',')]
+            frame, x, y = values if len(values) == 3 else [0.0, *values]
+        except ValueError:
+            raise ValueError(f'{path}:{number}: {text!r} is not frame,x,y or x,y') from None
+        if not np.isfinite([frame, x, y]).all() or frame < 0 or frame != int(frame):
+            raise ValueError(f'{path}:{number}: {text!r}: a frame is 0, 1, 2 ..., x and y numbers')
+        rows.append((frame, x, y))
+    if not rows:
+        raise ValueError(f'{path}: no points in it')
+    return np.array(rows)
+
+
+def track_frames(
+    tracker: StreamingTracker, frames: Iterable[np.ndarray], fps: float, queries: np.ndarray | int
+) -> Iterator[tuple[np.ndarray, Tracks]]:
+    """Yield every frame with its tracks, as they are computed.
+
+    queries: (N, 3) of frame, x px, y px, or the side of a grid in the first frame. Raises
+    ValueError for a query outside the image or, at the end, beyond the last frame.
+    """
+    number = -1
+    for number, frame in enumerate(frames):
+        if isinstance(queries, int):
+            if number == 0:
+                tracker.add_points(grid(queries, frame.shape[:2]), stamp=0.0)
+        else:
+            now = queries[:, 0] == number
+            if now.any():
+                _check_inside(queries[now], frame.shape[:2])
+                tracker.add_points(queries[now, 1:], stamp=number / fps)
+        yield frame, tracker.track(frame, number / fps)
+    if not isinstance(queries, int) and queries[:, 0].max() > number:
+        raise ValueError(
+            f'a point is asked for in frame {queries[:, 0].max():.0f}, but the video has '
+            f'{number + 1} frames'
+        )
+
+
+def _check_inside(queries: np.ndarray, size: tuple[int, int]) -> None:
+    height, width = size
+    x, y = queries[:, 1], queries[:, 2]
+    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
+    if outside.any():
+        frame, x, y = queries[outside.argmax()]
+        raise ValueError(
+            f'the point {x:g}, {y:g} of frame {frame:.0f} is outside the {width} x {height} image'
+        )
+
+
+class History:
+    """Tracks of all frames so far, (T, N) by id; NaN and False before a point exists."""
+
+    def __init__(self) -> None:
+        self.ids = np.zeros(0, np.uint32)
+        self.stamps: list[float] = []
+        self._rows: list[Tracks] = []
+
+    def add(self, tracks: Tracks) -> None:
+        """Append one frame."""
+        self._rows.append(tracks)
+        self.stamps.append(tracks.stamp)
+        self.ids = np.union1d(self.ids, tracks.ids)
+
+    def arrays(self, last: int | None = None) -> dict[str, np.ndarray]:
+        """Return xy (T, N, 2), visible, visibility and confidence (T, N) of the `last` frames."""
+        rows = self._rows if last is None else self._rows[-last:]
+        shape = len(rows), len(self.ids)
+        xy = np.full((*shape, 2), np.nan, np.float32)
+        visible = np.zeros(shape, bool)
+        visibility, confidence = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for t, row in enumerate(rows):
+            at = np.searchsorted(self.ids, row.ids)
+            xy[t, at], visible[t, at] = row.xy, row.visible
+            visibility[t, at], confidence[t, at] = row.visibility, row.confidence
+        return {'xy': xy, 'visible': visible, 'visibility': visibility, 'confidence': confidence}
+
+    def save(self, path: Path, fps: float) -> None:
+        """Write .npz and .csv beside `path`; the csv has a row for each frame and point."""
+        arrays = self.arrays()
+        stamps = np.array(self.stamps)
+        arrays |= {'ids': self.ids, 'stamps': stamps, 'fps': np.array(fps)}
+        np.savez_compressed(path.with_suffix('.npz'), **arrays)  # pyright: ignore
+        with path.with_suffix('.csv').open('w', newline='') as file:
+            writer = csv.writer(file)
+            writer.writerow(CSV_COLUMNS)
+            for t, row in enumerate(self._rows):
+                for n, i in enumerate(row.ids):
+                    x, y = row.xy[n]
+                    trust = f'{row.visibility[n]:.4f}', f'{row.confidence[n]:.4f}'
+                    head = t, f'{row.stamp:.6f}', i, f'{x:.3f}', f'{y:.3f}', int(row.visible[n])
+                    writer.writerow((*head, *trust))
+
+
+def overlay(
+    pairs: Iterable[tuple[np.ndarray, Tracks]], history: History, tail: int, total: int | None
+) -> Iterator[np.ndarray]:
+    """Yield the frames with their tracks drawn, adding them to `history` on the way."""
+    for frame, tracks in pairs:
+        history.add(tracks)
+        recent = history.arrays(tail + 1)
+        _show_progress(len(history.stamps), total)
+        yield draw_tracks(frame, recent['xy'], recent['visible'], history.ids, tail)
+
+
+def _show_progress(done: int, total: int | None) -> None:
+    """Draw a bar on a terminal."""
+    if not sys.stderr.isatty():
+        return
+    share = min(1.0, done / total) if total else 0.0
+    bar = f'[{"#" * round(30 * share):<30}] ' if total else ''
+    print(f'\r{bar}{done}{f"/{total}" if total else ""} frames ', end='', file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, with one message where something is wrong."""
+    parser = argparse.ArgumentParser('track_video', description='Track points through a video.')
+    parser.add_argument('video', help='a file OpenCV can read, a folder of images or a recording')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--grid', type=int, default=20, help='points per side, first frame [20]')
+    which.add_argument('--points', help='file with lines frame,x,y or x,y, instead of a grid')
+    parser.add_argument(
+        '--output', type=Path, help='[tracks.mp4; of a recording: the new folder NAME_tracks]'
+    )
+    parser.add_argument('--topic', help="of a recording's camera [the only one]")
+    parser.add_argument('--model', default='realtime', help='shipped name or file [realtime]')
+    parser.add_argument('--engine', default='auto', choices=('auto', *ENGINES))
+    parser.add_argument('--threads', type=int, default=0, help='of the runtime; 0: automatic')
+    parser.add_argument('--fps', type=float, help="frame rate [the file's; a folder: 30]")
+    parser.add_argument('--tail', type=int, default=16, help='frames a tail reaches back [16]')
+    args = parser.parse_args(arguments)
+    try:
+        if args.grid < 1 or args.tail < 0:
+            raise ValueError('--grid must be at least 1 and --tail at least 0')
+        print((_track_recording if is_recording(args.video) else _track_video)(args))
+    except (VideoError, EngineError, ValueError, OSError, ImportError) as error:
+        print(f'track_video: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _track_video(args: argparse.Namespace) -> str:
+    output = args.output or Path('tracks.mp4')
+    queries = args.grid if args.points is None else read_points(args.points)
+    count = queries**2 if isinstance(queries, int) else len(queries)
+    video = open_video(args.video, args.fps)
+    tracker = StreamingTracker(args.model, count, args.engine, args.threads)
+    history = History()
+    pairs = track_frames(tracker, video.frames, video.fps, queries)
+    write_video(output, overlay(pairs, history, args.tail, video.count), video.fps)
+    history.save(output, video.fps)
+    visible, stem = history.arrays()['visible'], output.with_suffix('')
+    return (
+        f'{len(history.stamps)} frames, {len(history.ids)} points, {100 * visible.mean():.0f} % '
+        f'visible: {output}, {stem}.npz, {stem}.csv'
+    )
+
+
+def _track_recording(args: argparse.Namespace) -> str:
+    if args.points is not None or args.fps is not None:
+        raise ValueError('--points and --fps are for videos; a recording has its own stamps')
+    source = Path(args.video)
+    output = args.output or source.with_name(f'{source.stem}_tracks')
+    tracker = StreamingTracker(args.model, args.grid**2, args.engine, args.threads)
+    images = 0
+    for images, total in track_recording(source, output, tracker, args.grid, args.topic):
+        _show_progress(images, total)
+    return f'{images} images, {args.grid**2} points: /tracks in {output}'
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,214 @@
+"""Pictures of tracks: tails, contact sheets and videos, with numpy and OpenCV only.
+
+Used by the demo, the overlay topic and the evaluation. Frames are (H, W, 3) uint8 RGB; positions
+are pixels, x right and y down, with (0, 0) the centre of the top-left pixel.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+_SHIFT = 4  # cv2 draws at 1/16 pixel, so slow tracks do not jump from pixel to pixel
+_TAIL_OPACITY = 0.75
+# Turns of hue and steps of lightness from one id to the next. Of 2,000 pairs tried, these keep the
+# first 8, 12, 24 and 64 ids furthest apart; being fixed, they give an id the same colour always.
+_SPREAD = (0.3420750439623803, 0.8242024408289295)
+
+
+def id_colours(ids: np.ndarray) -> np.ndarray:
+    """Return a colour for each id, (N,) -> (N, 3) uint8 RGB; the same id always gets the same.
+
+    Hue and lightness advance by irrational steps in OKLCH (Ottosson 2020), where equal steps look
+    equally different, so that hundreds of ids stay apart.
+    """
+    ids = np.asarray(ids).astype(np.int64)
+    hue = 2 * np.pi * (ids * _SPREAD[0] % 1)
+    lightness = 0.62 + 0.28 * (ids * _SPREAD[1] % 1)
+    a, b = 0.19 * np.cos(hue), 0.19 * np.sin(hue)
+    lms = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ],
+        -1,
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip(lms**3 @ to_rgb.T, 0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * srgb).astype(np.uint8)
+
+
+def draw_tracks(
+    frame: np.ndarray, xy: np.ndarray, visible: np.ndarray, ids: np.ndarray, tail: int = 16
+) -> np.ndarray:
+    """Draw tracks up to the newest frame on a copy of it.
+
+    frame: (H, W, 3) uint8 RGB, the newest. xy: (T, N, 2) px, the history, newest last; NaN where
+    a point did not exist yet. visible: (T, N) bool. ids: (N,) integers, which choose the colours.
+    tail: number of past frames the tail reaches back; 0 draws points alone.
+
+    Visible points are filled discs, occluded ones hollow rings; the tail is bold where the point
+    was seen and thin where it was not. Sizes follow the frame's. Raises ValueError for shapes that
+    do not belong together.
+    """
+    xy, visible, ids = np.asarray(xy, float), np.asarray(visible, bool), np.asarray(ids)
+    _check_frame(frame)
+    if xy.ndim != 3 or xy.shape[2] != 2 or visible.shape != xy.shape[:2]:
+        raise ValueError(
+            f'xy must be (T, N, 2) and visible (T, N); got {xy.shape} and {visible.shape}'
+        )
+    if ids.shape != xy.shape[1:2]:
+        raise ValueError(f'{xy.shape[1]} tracks but ids of shape {ids.shape}')
+    canvas = np.ascontiguousarray(frame).copy()
+    if not len(xy):
+        return canvas
+    height, width = frame.shape[:2]
+    xy, visible = xy[-tail - 1 :], visible[-tail - 1 :]
+    exists = np.all(np.isfinite(xy), axis=2)
+    # Far outside points are pulled to a frame's size away: cv2 draws in 32-bit integers.
+    limit = np.array([width, height])
+    fixed = np.clip(np.where(exists[..., None], xy, 0), -limit, 2 * limit)
+    fixed = np.round(fixed * (1 << _SHIFT)).astype(np.int32)
+    paths = np.ascontiguousarray(fixed.transpose(1, 0, 2))  # (N, T, 2): cv2 needs them whole
+    colours = [tuple(map(int, colour)) for colour in id_colours(ids)]
+    scale = max(height, width) / 640
+    if len(xy) > 1:
+        tails = canvas.copy()
+        for n, colour in enumerate(colours):
+            _draw_tail(tails, paths[n], visible[:, n], exists[:, n], colour, scale)
+        canvas = cv2.addWeighted(tails, _TAIL_OPACITY, canvas, 1 - _TAIL_OPACITY, 0)
+    for n in np.flatnonzero(exists[-1]):
+        _draw_point(canvas, paths[n, -1], visible[-1, n], colours[n], scale)
+    return canvas
+
+
+def draw_errors(frame: np.ndarray, xy: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Draw where tracks are and should be, on a copy of the frame.
+
+    xy, truth: (N, 2) px. A ring at the true place, a disc at the track and a line between, from
+    green (right) over yellow (4 px of a 256-pixel frame) to red (8 px and more).
+    """
+    _check_frame(frame)
+    canvas = np.ascontiguousarray(frame).copy()
+    scale = max(frame.shape[:2]) / 640
+    error = np.linalg.norm(np.subtract(xy, truth), axis=-1) * 256 / max(frame.shape[:2])
+    severity = np.clip(error / 8, 0, 1)
+    for position, target, bad in zip(xy, truth, severity, strict=True):
+        if not (np.isfinite(position).all() and np.isfinite(target).all()):
+            continue
+        colour = (int(255 * min(1, 2 * bad)), int(255 * min(1, 2 - 2 * bad)), 0)
+        start, end = (
+            tuple(int(v) for v in np.round(np.clip(p, -32000, 32000) * (1 << _SHIFT)))
+            for p in (position, target)
+        )
+        cv2.line(canvas, start, end, colour, max(1, round(1.5 * scale)), cv2.LINE_AA, _SHIFT)
+        _draw_point(canvas, start, True, colour, scale)
+        _draw_point(canvas, end, False, colour, scale)
+    return canvas
+
+
+def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
+    """Lay frames of one size out in rows, left to right, on a dark ground.
+
+    Raises ValueError without frames or where their sizes differ.
+    """
+    if not len(frames):
+        raise ValueError('a contact sheet needs at least one frame')
+    for frame in frames:
+        _check_frame(frame)
+        if frame.shape != frames[0].shape:
+            raise ValueError(f'frames of different sizes: {frames[0].shape} and {frame.shape}')
+    height, width = frames[0].shape[:2]
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    gap = max(2, width // 100)
+    size = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    sheet = np.full(size, 24, np.uint8)
+    for i, frame in enumerate(frames):
+        row, column = divmod(i, columns)
+        y, x = gap + row * (height + gap), gap + column * (width + gap)
+        sheet[y : y + height, x : x + width] = frame
+    return sheet
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write RGB frames, which may come from a generator, as an MPEG-4 video.
+
+    Raises ValueError for no frames, frames of different sizes or a path that does not end in
+    .mp4, and OSError where OpenCV cannot write the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() != '.mp4':
+        raise ValueError(f'{path}: videos are written as .mp4')
+    if not path.parent.is_dir():
+        raise OSError(f'{path}: no folder {path.parent}')
+    part = path.with_name(f'.part-{path.name}')  # a video cut short by an error is none
+    writer, size = None, None
+    try:
+        for frame in frames:
+            _check_frame(frame)
+            if writer is None:
+                size = frame.shape
+                code = cv2.VideoWriter.fourcc(*'mp4v')  # in every OpenCV wheel, unlike H.264
+                writer = cv2.VideoWriter(str(part), code, fps, (size[1], size[0]))
+                if not writer.isOpened():
+                    raise OSError(f'{path}: OpenCV cannot write this video (mp4v, {fps} fps)')
+            if frame.shape != size:  # cv2 would drop it without a word
+                raise ValueError(f'{path}: frames of different sizes: {size} and {frame.shape}')
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        if writer is None:
+            raise ValueError(f'{path}: no frames to write')
+        writer.release()
+        if not part.is_file() or not part.stat().st_size:
+            raise OSError(f'{path}: OpenCV wrote nothing')
+        part.replace(path)
+    finally:
+        if writer is not None:
+            writer.release()
+        part.unlink(missing_ok=True)
+
+
+def _check_frame(frame: np.ndarray) -> None:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ValueError(f'a frame is (H, W, 3) uint8; got {frame.shape} {frame.dtype}')
+
+
+def _draw_tail(canvas, points, visible, exists, colour, scale) -> None:
+    """Draw one point's path; runs of seen frames bold, others thin, the older half thinner."""
+    bold, thin = max(1, round(2.5 * scale)), max(1, round(scale))
+    drawn = exists[:-1] & exists[1:]
+    seen = visible[:-1] & visible[1:]
+    recent = np.arange(len(drawn)) >= len(drawn) // 2
+    style = np.where(drawn, np.where(seen, 1 + recent, 0), -1)
+    edges = np.flatnonzero(np.diff(style)) + 1
+    thickness = (thin, max(1, round(1.6 * scale)), bold)
+    for first, last in zip([0, *edges], [*edges, len(style)], strict=True):
+        if style[first] >= 0:
+            line = points[first : last + 1].reshape(-1, 1, 2)
+            width = thickness[style[first]]
+            cv2.polylines(canvas, [line], False, colour, width, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_point(canvas, point, visible, colour, scale) -> None:
+    """Draw a disc or a ring with a dark rim, which keeps it readable on any ground."""
+    centre = (int(point[0]), int(point[1]))
+    radius = round(max(2.0, 3.2 * scale) * (1 << _SHIFT))
+    rim = radius + round(max(0.8, scale) * (1 << _SHIFT))
+    if visible:
+        cv2.circle(canvas, centre, rim, (16, 16, 16), -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, centre, radius, colour, -1, cv2.LINE_AA, _SHIFT)
+    else:
+        radius += round(0.8 * scale * (1 << _SHIFT))
+        width = max(1, round(1.4 * scale))
+        outer = radius + (width << _SHIFT)
+        cv2.circle(canvas, centre, outer, (16, 16, 16), width, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, centre, radius, colour, width, cv2.LINE_AA, _SHIFT)

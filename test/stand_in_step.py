@@ -1,0 +1,77 @@
+"""A stand-in for an exported model: a hand-made ONNX step of a few nodes.
+
+Every point moves one model pixel to the right a frame from where it was queried; visibility is 1;
+confidence is the mean of the image, so that tests see which image arrived. The state remembers
+each point's anchor and age and counts the frames.
+"""
+
+import json
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import helper as h
+
+METADATA = {
+    'format': 1, 'model': 'stand_in', 'version': '0', 'height': 32, 'width': 48, 'window': 4,
+    'iterations': 1, 'precision': 'fp32', 'licence': 'Apache-2.0', 'weights_sha256': '0' * 64,
+    'provenance': 'a stand-in for tests',
+}
+
+
+def step_model(**metadata) -> onnx.ModelProto:
+    """The stand-in; `metadata` replaces values of METADATA."""
+    meta = {**METADATA, **metadata}
+    b, m = 'cameras', 'points'
+    inputs = {
+        'image': (T.UINT8, [b, meta['height'], meta['width'], 3]),
+        'query_xy': (T.FLOAT, [b, m, 2]), 'query': (T.BOOL, [b, m]),
+        'query_age': (T.INT32, [b, m]), 'live': (T.BOOL, [b, m]),
+        'state.anchor': (T.FLOAT, [b, m, 2]), 'state.age': (T.FLOAT, [b, m]),
+        'state.count': (T.FLOAT, [b, 1]),
+    }
+    outputs = {
+        'xy': (T.FLOAT, [b, m, 2]), 'visibility': (T.FLOAT, [b, m]),
+        'confidence': (T.FLOAT, [b, m]),
+        'next.anchor': (T.FLOAT, [b, m, 2]), 'next.age': (T.FLOAT, [b, m]),
+        'next.count': (T.FLOAT, [b, 1]),
+    }
+    n = h.make_node
+    nodes = [
+        n('Unsqueeze', ['query', 'last'], ['query2']),
+        n('Where', ['query2', 'query_xy', 'state.anchor'], ['next.anchor']),
+        n('Cast', ['query_age'], ['late'], to=T.FLOAT),
+        n('Add', ['state.age', 'one'], ['older']),
+        n('Where', ['query', 'late', 'older'], ['next.age']),
+        n('Add', ['state.count', 'one'], ['next.count']),
+        n('Unsqueeze', ['next.age', 'last'], ['age2']),
+        n('Mul', ['age2', 'right'], ['shift']),
+        n('Add', ['next.anchor', 'shift'], ['moved']),
+        n('Cast', ['live'], ['visibility'], to=T.FLOAT),
+        n('Unsqueeze', ['visibility', 'last'], ['live2']),
+        n('Mul', ['moved', 'live2'], ['xy']),
+        n('Cast', ['image'], ['pixels'], to=T.FLOAT),
+        n('ReduceMean', ['pixels', 'hwc'], ['mean'], keepdims=0),
+        n('Div', ['mean', 'white'], ['share']),
+        n('Unsqueeze', ['share', 'last'], ['share2']),
+        n('Mul', ['share2', 'visibility'], ['confidence']),
+    ]
+    constants = {
+        'last': np.array([-1], np.int64), 'one': np.array(1, np.float32),
+        'right': np.array([1, 0], np.float32), 'hwc': np.array([1, 2, 3], np.int64),
+        'white': np.array(255, np.float32),
+    }
+    graph = h.make_graph(
+        nodes, 'stand_in', [h.make_tensor_value_info(k, *v) for k, v in inputs.items()],
+        [h.make_tensor_value_info(k, *v) for k, v in outputs.items()],
+        [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid('', 18)], ir_version=10)
+    h.set_model_props(model, {'cotracker_ros': json.dumps(meta)})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write(path, **metadata):
+    """Save the stand-in at `path` and return it."""
+    onnx.save(step_model(**metadata), path)
+    return path

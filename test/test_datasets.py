@@ -1,0 +1,419 @@
+"""Readers of data sets: each on a small set written here in the published format."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from train import datasets
+from train.datasets import DataError
+
+FRAMES, POINTS = 6, 3
+DAVIS = Path(__file__).parents[2] / 'shared' / 'davis'
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def picture(rng, height=48, width=64):
+    """Return a smooth random picture, which survives JPEG."""
+    coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(frame, kind='.png'):
+    return cv2.imencode(kind, frame[..., ::-1])[1].tobytes()
+
+
+def tapvid_entry(rng):
+    return {
+        'video': np.stack([picture(rng) for _ in range(FRAMES)]),
+        'points': rng.random((POINTS, FRAMES, 2)).astype(np.float32),
+        'occluded': np.array([[0, 0, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0], [1] * 6], bool),
+    }
+
+
+def dump(path, content, **options):
+    path.write_bytes(pickle.dumps(content, **options))
+    return path
+
+
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_tapvid_davis_is_a_dict_of_arrays(tmp_path, rng, protocol):
+    entry = tapvid_entry(rng)
+    path = dump(tmp_path / 'tapvid_davis.pkl', {'goat': entry}, protocol=protocol)
+    (clip,) = datasets.tapvid(path)
+    assert clip.name.endswith('goat')
+    assert clip.video.shape == (FRAMES, 256, 256, 3)
+    # The third point is never seen; the others are asked for where they are first seen.
+    assert clip.queries[:, 0].tolist() == [0, 2]
+    assert clip.visible.T.tolist() == (~entry['occluded'][:2]).tolist()
+    expected = entry['points'][:2].transpose(1, 0, 2) * 256 - 0.5
+    np.testing.assert_allclose(clip.tracks, expected, atol=1e-4)
+    np.testing.assert_allclose(clip.queries[1, 1:], expected[2, 1], atol=1e-4)
+
+
+def test_strided_queries_ask_for_every_visible_point_of_every_fifth_frame(tmp_path, rng):
+    path = dump(tmp_path / 'a.pkl', [tapvid_entry(rng)])
+    (clip,) = datasets.tapvid(path, strided=True)
+    assert clip.queries[:, 0].tolist() == [0, 5, 5]
+    np.testing.assert_array_equal(clip.tracks[:, 0], clip.tracks[:, 1])
+    t = clip.queries[:, 0].astype(int)
+    np.testing.assert_array_equal(clip.queries[:, 1:], clip.tracks[t, np.arange(3)])
+
+
+def test_kinetics_and_robotap_are_several_files_of_encoded_frames(tmp_path, rng):
+    entry = tapvid_entry(rng)
+    jpeg = {**entry, 'video': [encoded(frame, '.jpg') for frame in entry['video']]}
+    dump(tmp_path / '0001_of_0002.pkl', [entry, entry])
+    dump(tmp_path / '0002_of_0002.pkl', [jpeg])
+    clips = list(datasets.tapvid(tmp_path))
+    assert [clip.name for clip in clips] == [
+        '0001_of_0002.pkl: 0001_of_0002_0000',
+        '0001_of_0002.pkl: 0001_of_0002_0001',
+        '0002_of_0002.pkl: 0002_of_0002_0000',
+    ]
+    assert np.abs(clips[2].video.astype(int) - clips[0].video).mean() < 4
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ('touch SHOULD_NOT_EXIST',)
+
+
+def test_a_pickle_that_calls_anything_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = dump(tmp_path / 'evil.pkl', {'a': Evil()})
+    with pytest.raises(DataError, match=r'evil\.pkl.*system: refused'):
+        list(datasets.tapvid(path))
+    array = np.empty((), object)
+    array[()] = {'coords': Evil()}
+    (tmp_path / '0' / 'frames').mkdir(parents=True)
+    (tmp_path / '0' / 'frames' / '0.png').write_bytes(encoded(np.zeros((8, 8, 3), np.uint8)))
+    np.save(tmp_path / '0' / '0.npy', array)
+    with pytest.raises(DataError, match='refused'):
+        list(datasets.kubric(tmp_path))
+    assert not Path('SHOULD_NOT_EXIST').exists()
+
+
+def without(entry, name):
+    return {key: value for key, value in entry.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda e: [without(e, 'points')], "needs 'video', 'points'"),
+        (lambda e: [{**e, 'video': e['video'][:-1]}], '5 frames but tracks of 6'),
+        (lambda e: [{**e, 'occluded': e['occluded'][:2]}], r'occluded \(2, 6\)'),
+        (lambda e: [{**e, 'points': np.full_like(e['points'], np.nan)}], 'NaN'),
+        (lambda e: [{**e, 'video': [b'x'] * FRAMES}], 'not a picture'),
+        (lambda e: [], 'no clip'),
+        (lambda e: 'text', 'holds a str'),
+        (lambda e: [3], "needs 'video'"),
+    ],
+)
+def test_broken_tapvid_files_say_what_is_wrong(tmp_path, rng, change, message):
+    path = dump(tmp_path / 'b.pkl', change(tapvid_entry(rng)))
+    with pytest.raises(DataError, match=message):
+        list(datasets.tapvid(path))
+
+
+def test_files_that_are_not_there_or_not_pickles(tmp_path):
+    with pytest.raises(DataError, match=r'cannot be read \(No such file'):
+        list(datasets.tapvid(tmp_path / 'none.pkl'))
+    with pytest.raises(DataError, match=r'no \*\.pkl'):
+        list(datasets.tapvid(tmp_path))
+    (tmp_path / 'c.pkl').write_bytes(b'not a pickle')
+    with pytest.raises(DataError, match='not a pickle'):
+        list(datasets.tapvid(tmp_path))
+
+
+def write_kubric(root, rng, name='0000', **extra):
+    """Write one sequence; returns (video, coords (N, T, 2), hidden (N, T))."""
+    video = np.stack([picture(rng) for _ in range(FRAMES)])
+    coords = (rng.random((POINTS, FRAMES, 2)) * (64, 48)).astype(np.float32)
+    hidden = np.array([[0, 0, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0], [1] * 6], bool)
+    (root / name / 'frames').mkdir(parents=True)
+    for t, frame in enumerate(video):
+        (root / name / 'frames' / f'{t:03d}.png').write_bytes(encoded(frame))
+    note = {'coords': coords, 'visibility': hidden, **extra}
+    np.save(root / name / f'{name}.npy', note, allow_pickle=True)
+    return video, coords, hidden
+
+
+def check_kubric(clip, video, coords, hidden):
+    np.testing.assert_array_equal(clip.video, video)
+    np.testing.assert_array_equal(clip.tracks, coords[:2].transpose(1, 0, 2))
+    np.testing.assert_array_equal(clip.visible, ~hidden[:2].T)
+    assert clip.queries[:, 0].tolist() == [0, 2]
+
+
+def test_kubric_movi_f(tmp_path, rng):
+    first = write_kubric(tmp_path, rng, '0000')
+    second = write_kubric(tmp_path, rng, '0001')
+    clips = list(datasets.kubric(tmp_path))
+    assert [clip.name for clip in clips] == ['0000', '0001']
+    check_kubric(clips[0], *first)
+    check_kubric(clips[1], *second)
+
+
+def test_the_cotracker3_release_is_read_from_its_archives(tmp_path, rng):
+    depth = np.zeros((POINTS, FRAMES), np.float32)
+    expected = write_kubric(tmp_path / 'unpacked', rng, '0000', coords_depth=depth)
+    (tmp_path / 'unpacked' / '0000' / 'depth').mkdir()
+    np.save(tmp_path / 'unpacked' / '0000' / 'depth' / '000.npy', depth)
+    (tmp_path / 'release').mkdir()
+    with tarfile.open(tmp_path / 'release' / '0000.tar.gz', 'w:gz') as archive:
+        archive.add(tmp_path / 'unpacked' / '0000', '0000')
+    (clip,) = datasets.kubric(tmp_path / 'release')
+    check_kubric(clip, *expected)
+
+
+def test_broken_kubric_sequences_say_what_is_wrong(tmp_path, rng):
+    with pytest.raises(DataError, match='no sequence'):
+        list(datasets.kubric(tmp_path))
+    with pytest.raises(DataError, match='no such folder'):
+        list(datasets.kubric(tmp_path / 'none'))
+    write_kubric(tmp_path, rng)
+    frames = tmp_path / '0000' / 'frames'
+    (frames / '005.png').unlink()
+    with pytest.raises(DataError, match='5 frames but tracks of 6'):
+        list(datasets.kubric(tmp_path))
+    (frames / '005.png').write_bytes(b'')
+    with pytest.raises(DataError, match=r'005\.png: not a picture'):
+        list(datasets.kubric(tmp_path))
+    (frames / '005.png').write_bytes(encoded(picture(rng, 48, 60)))
+    with pytest.raises(DataError, match='60 x 48 px, but the first frame has 64 x 48'):
+        list(datasets.kubric(tmp_path))
+    (frames / '005.png').write_bytes(encoded(picture(rng)))
+    np.save(tmp_path / '0000' / '0000.npy', np.zeros(3))
+    with pytest.raises(DataError, match='not an annotation'):
+        datasets.read_kubric(tmp_path / '0000')
+    (tmp_path / '0001.tar.gz').write_bytes(b'not an archive')
+    with pytest.raises(DataError, match='cannot be read'):
+        datasets.read_kubric(tmp_path / '0001.tar.gz')
+    buffer = io.BytesIO()
+    tarfile.open(fileobj=buffer, mode='w:gz').close()
+    (tmp_path / '0001.tar.gz').write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match='no frames'):
+        datasets.read_kubric(tmp_path / '0001.tar.gz')
+
+
+def write_badja(root, rng):
+    """Write eight frames of 96 x 54 px, annotated in frames 2 and 7."""
+    for folder in ('JPEGImages/dog', 'Annotations/dog', 'joint_annotations'):
+        (root / folder).mkdir(parents=True)
+    for t in range(8):
+        (root / f'JPEGImages/dog/{t:05d}.jpg').write_bytes(encoded(picture(rng, 54, 96), '.jpg'))
+        mask = np.zeros((54, 96, 3), np.uint8)
+        mask[:27, :48] = 128, 0, 0
+        (root / f'Annotations/dog/{t:05d}.png').write_bytes(encoded(mask))
+    joints = np.zeros((37, 2), int)
+    joints[8], joints[9] = (108, 192), (540, 960)  # y, x of 1920 x 1080
+    seen = np.zeros(37, bool)
+    seen[[7, 8, 9]] = True  # 7 is none of the scored joints
+    later = seen.copy()
+    later[9] = False
+    later[10] = True  # not visible at first, so not asked for
+    notes = [
+        {
+            'image_path': f'DAVIS/JPEGImages/Full-Resolution/dog/{t:05d}.jpg',
+            'joints': (joints + shift).tolist(),
+            'visibility': visible.tolist(),
+        }
+        for t, shift, visible in ((2, 0, seen), (7, 108, later))
+    ]
+    (root / 'joint_annotations' / 'dog.json').write_text(json.dumps(notes))
+    return notes
+
+
+def test_badja(tmp_path, rng):
+    write_badja(tmp_path, rng)
+    (clip,) = datasets.badja(tmp_path)
+    assert clip.name == 'dog' and clip.video.shape == (6, 320, 512, 3)
+    np.testing.assert_allclose(clip.queries, [[0, 51.2, 32], [0, 256, 160]], rtol=1e-6)
+    np.testing.assert_allclose(clip.tracks[5, 0], [300 * 512 / 1920, 216 * 320 / 1080])
+    assert clip.visible.tolist() == [[True, True], *[[False, False]] * 4, [True, False]]
+    assert np.flatnonzero(np.isfinite(clip.area)).tolist() == [0, 5]
+    assert clip.area[0] == pytest.approx(320 * 512 / 4, rel=0.03)
+
+
+def test_broken_badja_folders_say_what_is_wrong(tmp_path, rng):
+    with pytest.raises(DataError, match='no BADJA folder'):
+        list(datasets.badja(tmp_path))
+    notes = write_badja(tmp_path, rng)
+    path = tmp_path / 'joint_annotations' / 'dog.json'
+    mask = tmp_path / 'Annotations' / 'dog' / '00007.png'
+    mask.unlink()
+    with pytest.raises(DataError, match=r'00007\.png: cannot be read'):
+        list(datasets.badja(tmp_path))
+    for content, message in [
+        ('{', 'not a list of BADJA annotations'),
+        (json.dumps([without(notes[0], 'joints')]), 'joints'),
+        ('[]', 'no annotated frame'),
+        (json.dumps([{**notes[0], 'image_path': '00008.jpg'}]), 'frame 8 is annotated'),
+    ]:
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            list(datasets.badja(tmp_path))
+    for image in (tmp_path / 'JPEGImages' / 'dog').iterdir():
+        image.unlink()
+    path.write_text(json.dumps(notes))
+    with pytest.raises(DataError, match='no jpg or png frame'):
+        list(datasets.badja(tmp_path))
+
+
+@pytest.mark.skipif(not DAVIS.is_dir(), reason=f'no DAVIS videos at {DAVIS}')
+def test_the_real_badja_videos():
+    clips = {clip.name: clip for clip in datasets.badja(DAVIS)}
+    assert {'camel', 'cows'} <= set(clips)
+    for clip in clips.values():
+        t, n = np.nonzero(clip.visible)
+        x, y = clip.tracks[t, n].T
+        assert (x >= 0).all() and (x < 512).all() and (y >= 0).all() and (y < 320).all()
+        assert (clip.area[np.isfinite(clip.area)] > 1000).all()
+
+
+def write_posetrack(root, rng):
+    """Write four frames of two people; frame 0 is not labelled, the second person comes later."""
+    (root / 'annotations' / 'val').mkdir(parents=True)
+    (root / 'images' / 'val' / 'a').mkdir(parents=True)
+    images, notes = [], []
+    for t in range(4):
+        name = f'images/val/a/{t:06d}.jpg'
+        (root / name).write_bytes(encoded(picture(rng), '.jpg'))
+        images.append({'id': 100 + t, 'file_name': name, 'is_labeled': t > 0})
+    for t, person in ((1, 7), (2, 7), (3, 7), (3, 9)):
+        joints = np.zeros((17, 3))
+        joints[0] = 10 * t, 5, 1
+        joints[9] = 20, person, t != 2
+        note = {
+            'image_id': 100 + t, 'track_id': person, 'keypoints': joints.ravel().tolist(),
+            'bbox': [0, 0, 20, 30], 'bbox_head': [0, 0, 6, 8],
+        }  # fmt: skip
+        notes.append(note)
+    content = {'images': images[::-1], 'annotations': notes, 'categories': []}
+    (root / 'annotations' / 'val' / 'a.json').write_text(json.dumps(content))
+    return content
+
+
+def test_posetrack(tmp_path, rng):
+    content = write_posetrack(tmp_path, rng)
+    (clip,) = datasets.posetrack(tmp_path)
+    assert clip.video.shape == (3, 48, 64, 3)  # from the first labelled frame on
+    # Nose and left wrist of person 7 in frame 1, of person 9 in frame 3.
+    np.testing.assert_array_equal(
+        clip.queries, [[0, 10, 5], [0, 20, 7], [2, 30, 5], [2, 20, 9]]
+    )
+    assert clip.visible.T.tolist() == [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]]
+    assert clip.tracks[1, 0].tolist() == [20, 5]
+    assert clip.pose.head[:, 0].tolist() == [6, 6, 6] and clip.pose.area[2, 2] == 600
+    assert clip.pose.sigma.tolist() == [0.026, 0.062, 0.026, 0.062]
+
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+    path.write_text(json.dumps({**content, 'annotations': []}))
+    assert not list(datasets.posetrack(tmp_path))
+    path.write_text(json.dumps(without(content, 'images')))
+    with pytest.raises(DataError, match=r"a\.json: not a PoseTrack annotation \('images'"):
+        list(datasets.posetrack(tmp_path))
+    with pytest.raises(DataError, match='no PoseTrack folder'):
+        list(datasets.posetrack(tmp_path / 'images'))
+
+
+def test_dynamic_replica(tmp_path, rng):
+    torch = pytest.importorskip('torch')
+    notes, places, seen = [], rng.random((3, 20, 3)).astype(np.float32) * 40, rng.random((3, 20))
+    for t in (2, 0, 1):  # in no order
+        for camera in ('left', 'right'):
+            frame, track = f'a_{camera}/{t}.png', f'a_{camera}/{t}.pth'
+            (tmp_path / f'a_{camera}').mkdir(exist_ok=True)
+            (tmp_path / frame).write_bytes(encoded(picture(rng)))
+            content = {
+                'traj_2d': torch.from_numpy(places[t] + (camera == 'right')),
+                'verts_inds_vis': torch.from_numpy(seen[t] < 0.7),
+            }
+            torch.save(content, tmp_path / track)
+            notes.append({
+                'sequence_name': 'a', 'camera_name': camera, 'frame_number': t,
+                'image': {'path': frame}, 'trajectories': {'path': track},
+            })  # fmt: skip
+    path = tmp_path / 'frame_annotations_valid.jgz'
+    path.write_bytes(gzip.compress(json.dumps(notes).encode()))
+    (clip,) = datasets.dynamic_replica(tmp_path, points=1000)
+    asked = seen[0] < 0.7
+    np.testing.assert_array_equal(clip.tracks, places[:, asked, :2])
+    np.testing.assert_array_equal(clip.visible, seen[:, asked] < 0.7)
+    assert clip.known.all() and clip.video.shape == (3, 48, 64, 3)
+    (few,) = datasets.dynamic_replica(tmp_path, points=4)
+    assert few.tracks.shape == (3, 4, 2)
+    np.testing.assert_array_equal(few.tracks[:, [0, -1]], clip.tracks[:, [0, -1]])
+
+    (tmp_path / 'a_left' / '1.pth').write_bytes(b'nothing')
+    with pytest.raises(DataError, match=r'1\.pth: not the trajectories'):
+        list(datasets.dynamic_replica(tmp_path))
+    path.write_bytes(b'nothing')
+    with pytest.raises(DataError, match='not a list of frame annotations'):
+        list(datasets.dynamic_replica(tmp_path))
+    path.unlink()
+    with pytest.raises(DataError, match='no Dynamic Replica split'):
+        list(datasets.dynamic_replica(tmp_path))
+
+
+def test_an_occluder_hides_what_is_behind_it(rng):
+    video = np.stack([picture(rng, 20, 30) for _ in range(8)])
+    xy = np.array([[5, 5], [15, 5], [15, 9], [25, 5]], np.float32)
+    queries = np.concatenate([np.array([[0], [0], [4], [3]]), xy], 1)
+    tracks = np.repeat(xy[None], 8, 0)
+    clip = datasets.Clip('x', video, queries, tracks, np.ones((8, 4), bool))
+    behind = datasets.with_occluder(clip, 2, 3)
+    assert behind.queries[:, 0].tolist() == [0, 0, 3]  # the third was asked for behind the post
+    assert behind.visible.T.astype(int).tolist() == [
+        [1] * 8, [1, 1, 0, 0, 0, 1, 1, 1], [1] * 8,
+    ]  # fmt: skip
+    changed = (behind.video != clip.video).any((0, 3))
+    assert not changed[:, :10].any() and not changed[:, 20:].any() and changed[:, 10:20].all()
+    np.testing.assert_array_equal(behind.video[[0, 1, 5, 6, 7]], video[[0, 1, 5, 6, 7]])
+    assert behind.known.all() and (clip.video == video).all()
+
+
+def test_a_query_beyond_the_clip():
+    clip = {
+        'name': 'x',
+        'video': np.zeros((2, 4, 4, 3), np.uint8),
+        'tracks': np.zeros((2, 1, 2)),
+        'visible': np.ones((2, 1), bool),
+    }
+    with pytest.raises(DataError, match='beyond the 2 frames'):
+        datasets.Clip(queries=np.array([[2, 0, 0]]), **clip)
+    with pytest.raises(DataError, match='no point'):
+        datasets.Clip(
+            **{**clip, 'tracks': np.zeros((2, 0, 2)), 'visible': np.zeros((2, 0), bool)},
+            queries=np.zeros((0, 3)),
+        )
+
+
+def test_the_held_out_set_is_rendered_once_and_comes_back(tmp_path):
+    pytest.importorskip('torch')
+    pytest.importorskip('skimage')
+    path = tmp_path / 'new' / 'held_out.npz'
+    (clip,) = datasets.held_out(path, clips=1, frames=2, points=5)
+    t = clip.queries[:, 0].astype(int)
+    assert clip.video.shape == (2, 320, 512, 3) and clip.visible[t, np.arange(5)].all()
+    np.testing.assert_array_equal(clip.queries[:, 1:], clip.tracks[t, np.arange(5)])
+    written = path.stat().st_mtime_ns
+    (again,) = datasets.held_out(path)
+    np.testing.assert_array_equal(again.video, clip.video)
+    assert path.stat().st_mtime_ns == written
+    path.write_bytes(b'half')
+    with pytest.raises(DataError, match='not a held-out set'):
+        list(datasets.held_out(path))

@@ -1,0 +1,185 @@
+"""Every installed engine over one contract, and every way a model file can be wrong."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import stand_in_step
+
+from cotracker_ros import engines
+from cotracker_ros.engines import EngineError, load, metadata
+
+INSTALLED = ['onnxruntime', 'openvino', 'openvino:bf16']
+# Largest difference from the same arithmetic in numpy, pixels of xy and units of the rest: the
+# stand-in's sums are exact in float32; bf16 keeps 8 bits of numbers up to 64.
+TOLERANCE = {'onnxruntime': 1e-5, 'openvino': 1e-5, 'openvino:bf16': 0.5}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return stand_in_step.write(tmp_path / 'stand_in.onnx')
+
+
+def inputs(cameras, slots, rng, **replaced):
+    values = {
+        'image': rng.integers(0, 255, (cameras, 32, 48, 3), np.uint8),
+        'query_xy': rng.uniform(0, 30, (cameras, slots, 2)).astype(np.float32),
+        'query': rng.random((cameras, slots)) < 0.3,
+        'query_age': rng.integers(0, 4, (cameras, slots), np.int32),
+        'live': rng.random((cameras, slots)) < 0.7,
+    }
+    return values | replaced
+
+
+def available(name):
+    if name.startswith('openvino'):
+        pytest.importorskip('openvino')
+    if name == 'openvino:bf16':
+        from cotracker_ros.engines.openvino_engine import has_bf16
+        if not has_bf16():
+            pytest.skip('this CPU has no bf16')
+    return name
+
+
+@pytest.mark.parametrize('name', INSTALLED)
+@pytest.mark.parametrize('cameras, slots', [(1, 1), (1, 5), (2, 3)])
+def test_contract(name, cameras, slots, path):
+    engine = load(path, available(name), cameras, slots, threads=1)
+    assert (engine.name, engine.cameras, engine.slots) == (name.partition(':')[0], cameras, slots)
+    assert engine.metadata.model == 'stand_in' and engine.metadata.image_size == (32, 48)
+    assert name in f'{engine.name}:{engine.precision}' and 'stand_in on' in str(engine)
+    rng = np.random.default_rng(1)
+    for _ in range(2):  # the second time after a reset, which must give the same as at first
+        anchor, age = np.zeros((cameras, slots, 2)), np.zeros((cameras, slots))
+        kept = []
+        for _ in range(5):
+            given = inputs(cameras, slots, rng)
+            out = engine.step(given)
+            anchor = np.where(given['query'][..., None], given['query_xy'], anchor)
+            age = np.where(given['query'], given['query_age'], age + 1)
+            want = (anchor + age[..., None] * [1, 0]) * given['live'][..., None]
+            np.testing.assert_allclose(out['xy'], want, atol=TOLERANCE[name])
+            np.testing.assert_array_equal(out['visibility'], given['live'])
+            mean = given['image'].mean((1, 2, 3))[:, None] / 255
+            np.testing.assert_allclose(out['confidence'], mean * given['live'], atol=5e-3)
+            assert all(v.dtype == np.float32 for v in out.values())
+            kept.append((out['xy'], out['xy'].copy()))
+        for array, copy in kept:  # what was handed out is not written again
+            np.testing.assert_array_equal(array, copy)
+        engine.reset()
+    engine.close()
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+def test_wrong_inputs_are_named(name, path):
+    engine = load(path, available(name), 1, 4, threads=1)
+    good = inputs(1, 4, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r'image must be uint8 of shape \(1, 32, 48, 3\), not'):
+        engine.step(good | {'image': good['image'][:, :30]})
+    with pytest.raises(ValueError, match=r'query_xy must be float32 .* not float64'):
+        engine.step(good | {'query_xy': good['query_xy'].astype(float)})
+
+
+def refused(message, *args, **kwargs):
+    with pytest.raises(EngineError, match=message) as caught:
+        load(*args, **kwargs)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['auto', *INSTALLED[:2]])
+def test_files_that_are_no_model(name, tmp_path, path):
+    refused('gone.onnx: no such model file', tmp_path / 'gone.onnx', name)
+    refused('no such model file', tmp_path, name)
+    refused("no model 'nonsense': neither a file nor a shipped model", 'nonsense', name)
+    data = path.read_bytes()
+    bad = tmp_path / 'bad.onnx'
+    for size in (1, 5, 30, len(data) // 2, len(data) - 1):
+        bad.write_bytes(data[:size])
+        refused(r'bad\.onnx: (the ONNX file is truncated|not an ONNX file)', bad, name)
+    for content in (b'', b'hello, this is text\n' * 50, b'\x89PNG\r\n\x1a\n' + bytes(500),
+                    np.random.default_rng(0).bytes(4000)):
+        bad.write_bytes(content)
+        refused(r'bad\.onnx: (not an ONNX file|the ONNX file is truncated)', bad, name)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, bad)
+    refused('bad.onnx: not a cotracker_ros model', bad, name)
+    stand_in_step.write(bad, format=2)
+    refused('its format 2 is newer than this package, which reads up to 1', bad, name)
+    stand_in_step.write(bad, window='four')
+    refused('its metadata lacks a valid window', bad, name)
+    onnx.helper.set_model_props(model, {'cotracker_ros': '{broken'})
+    onnx.save(model, bad)
+    refused('metadata cannot be read', bad, name)
+    other = tmp_path / 'model.tflite'
+    other.write_bytes(data)
+    refused('a model file ends in one of .onnx', other, name)
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+def test_a_graph_that_is_no_step(name, tmp_path, path):
+    model = onnx.load(path)
+    model.graph.output.pop()
+    onnx.save(model, tmp_path / 'cut.onnx')
+    refused('are not those of a tracker step', tmp_path / 'cut.onnx', available(name))
+
+
+def test_sizes_and_names(path):
+    refused('max_points must be from 1 to 16384, not 0', path, slots=0)
+    refused('max_points must be from 1 to 16384, not 1000000', path, slots=10**6)
+    refused('cameras must be at least 1, not 0', path, cameras=0)
+    refused('threads must be 0', path, threads=-1)
+    refused("unknown engine 'tflite'; there are auto, onnxruntime", path, 'tflite')
+    refused('the engine tensorrt runs .engine or .plan files', path, 'tensorrt')
+    refused('the engine torch runs .safetensors or .pth files', path, 'torch')
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+def test_a_missing_library(name, path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    refused(f'engine {name} is not installed: pip install', path, name)
+
+
+def test_the_torch_engine_runs_a_checkpoint(tmp_path, monkeypatch):
+    torch = pytest.importorskip('torch')
+    from safetensors.torch import save_file
+
+    from cotracker_ros.model import build_model
+    path = tmp_path / 'own.safetensors'
+    save_file(build_model('realtime').state_dict(), path)
+    engine = load(path, 'auto', slots=2, threads=1)
+    assert (engine.name, engine.device, engine.precision) == ('torch', 'cpu', 'f32')
+    height, width = engine.metadata.image_size
+    given = inputs(1, 2, np.random.default_rng(0), query=np.ones((1, 2), bool),
+                   query_age=np.zeros((1, 2), np.int32), live=np.array([[True, False]]),
+                   image=np.zeros((1, height, width, 3), np.uint8))
+    out = engine.step(given)
+    np.testing.assert_array_equal(out['xy'], given['query_xy'] * given['live'][..., None])
+    if not torch.cuda.is_available():
+        refused('torch sees no CUDA device', path, 'torch:cuda')
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(r'own\.safetensors', path)
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    refused('engine torch is not installed: pip install', path)
+
+
+@pytest.mark.parametrize('variant', ['cuda', 'tensorrt'])
+def test_a_missing_provider(variant, path):
+    import onnxruntime
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip('this onnxruntime has GPU providers')
+    refused('this onnxruntime has no (CUDA|Tensorrt)ExecutionProvider', path,
+            f'onnxruntime:{variant}')
+
+
+def test_metadata_round_trip(path):
+    read = metadata.read_metadata(path)
+    assert json.loads(json.dumps(read.__dict__)) == stand_in_step.METADATA
+
+
+def test_default_threads_leave_a_core(monkeypatch):
+    for cores, threads in ((1, 1), (2, 2), (4, 3)):
+        monkeypatch.setattr('os.sched_getaffinity', lambda _, n=cores: range(n), raising=False)
+        assert engines.default_threads() == threads

@@ -1,0 +1,254 @@
+"""The export: its lint, its rewrites, and whole exports of small networks proven against torch."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+
+from cotracker_ros.engines import load, read_metadata
+
+torch = pytest.importorskip('torch')
+from export import benchmark, export_onnx, graph, precision, verify  # noqa: E402 - needs torch
+from export.stream import scripted_stream  # noqa: E402
+
+
+def model(nodes, inputs, outputs, constants=(), opset=18):
+    made = h.make_graph(nodes, 'g', [h.make_tensor_value_info(*i) for i in inputs],
+                        [h.make_tensor_value_info(*o) for o in outputs],
+                        [onnx.numpy_helper.from_array(v, k) for k, v in dict(constants).items()])
+    return h.make_model(made, opset_imports=[h.make_opsetid('', opset)], ir_version=10)
+
+
+def run(made, **inputs):
+    session = ort.InferenceSession(made.SerializeToString(), providers=['CPUExecutionProvider'])
+    return session.run(None, inputs)
+
+
+def sampling(rank=4, opset=18):
+    n = [2] * (rank - 2)
+    return model([h.make_node('GridSample', ['x', 'grid'], ['y'], name='gs')],
+                 [('x', T.FLOAT, [1, 1, *n]), ('grid', T.FLOAT, [1, *n, rank - 2])],
+                 [('y', T.FLOAT, [1, 1, *n])], opset=opset)
+
+
+@pytest.mark.parametrize('made, message', [
+    (sampling(opset=20), 'gs: GridSample of opset 20, not 16 to 19'),
+    (sampling(rank=5, opset=20), 'gs: GridSample of rank 5'),
+    (model([h.make_node('ScatterND', ['x', 'i', 'u'], ['y'], name='s', reduction='add')],
+           [('x', T.FLOAT, [4]), ('u', T.FLOAT, [1])], [('y', T.FLOAT, [4])],
+           {'i': np.array([[1]])}), 's: ScatterND with reduction add'),
+    (model([h.make_node('Neg', ['x'], ['y'])], [('x', T.DOUBLE, [1])], [('y', T.DOUBLE, [1])]),
+     'float64: '),
+    (model([h.make_node('Transpose', ['x'], ['y'], name='t', perm=[1, 0])],
+           [('x', T.UINT8, [1, 2])], [('y', T.UINT8, [2, 1])]), 't: Transpose of uint8'),
+])
+def test_lint_refuses(made, message):
+    with pytest.raises(graph.ExportError, match=message):
+        graph.lint(made)
+
+
+def test_lint_passes_and_remarks():
+    assert graph.lint(sampling()) == []
+    made = model([h.make_node('Einsum', ['x', 'x'], ['y'], equation='ij,kj->ik')],
+                 [('x', T.FLOAT, [2, 2])], [('y', T.FLOAT, [2, 2])])
+    assert graph.lint(made) == ['1 Einsum']
+
+
+def test_an_image_is_cast_before_it_is_transposed():
+    made = model([h.make_node('Transpose', ['image'], ['t'], perm=[0, 2, 1]),
+                  h.make_node('Cast', ['t'], ['c'], to=T.FLOAT),
+                  h.make_node('Add', ['c', 'c'], ['y'])],
+                 [('image', T.UINT8, [1, 2, 3])], [('y', T.FLOAT, [1, 3, 2])])
+    image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    want = run(made, image=image)
+    graph.cast_first(made)
+    onnx.checker.check_model(made, full_check=True)
+    assert [n.op_type for n in made.graph.node] == ['Cast', 'Transpose', 'Add']
+    np.testing.assert_array_equal(run(made, image=image), want)
+    graph.lint(made)
+
+
+@pytest.mark.parametrize('approximate', ['tanh', 'none'])
+def test_lean_keeps_the_numbers_and_lets_gelu_be_fused(approximate, tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = torch.nn.functional.gelu(self.inner(x), approximate=approximate)
+            return torch.nn.functional.pad(x, [0, 0]) ** 2
+
+    x = torch.randn(5, 8)
+    net = Net().eval()
+    made = export_onnx.to_graph(net, (x,), input_names=['x'])
+    onnx.checker.check_model(made, full_check=True)
+    want = net(x).detach().numpy()[None]
+    np.testing.assert_allclose(run(made, x=x.numpy()), want, rtol=1e-5, atol=1e-6)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / 'o.onnx')
+    options.log_severity_level = 3
+    ort.InferenceSession(made.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    fused = {n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node}
+    assert fused & {'Gelu', 'FastGelu', 'BiasGelu'}
+    assert not fused & {'Pow', 'Erf', 'Tanh', 'Pad'}
+
+
+def test_sampled_maps_become_planes_once():
+    made = model([h.make_node('Relu', ['x'], ['m']), h.make_node('Neg', ['m'], ['y']),
+                  h.make_node('GridSample', ['m', 'grid'], ['z'], align_corners=1)],
+                 [('x', T.FLOAT, ['n', 2, 3, 4]), ('grid', T.FLOAT, ['n', 5, 1, 2])],
+                 [('y', T.FLOAT, ['n', 2, 3, 4]), ('z', T.FLOAT, ['n', 2, 5, 1])])
+    rng = np.random.default_rng(0)
+    given = {'x': rng.standard_normal((2, 2, 3, 4), np.float32),
+             'grid': rng.uniform(-1, 1, (2, 5, 1, 2)).astype(np.float32)}
+    want = run(made, **given)
+    graph.planar_maps(made)
+    onnx.checker.check_model(made, full_check=True)
+    assert [n.op_type for n in made.graph.node].count('Transpose') == 2
+    for got, expected in zip(run(made, **given), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('form, relu', [('mixed', T.FLOAT), ('fp16', T.FLOAT16)])
+def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
+    made = model([h.make_node('MatMul', ['x', 'w'], ['a']), h.make_node('Relu', ['a'], ['b']),
+                  h.make_node('Add', ['xy', 'b'], ['c']), h.make_node('Mul', ['c', 'k'], ['d']),
+                  h.make_node('Softmax', ['b'], ['e']), h.make_node('Add', ['d', 'e'], ['y'])],
+                 [('x', T.FLOAT, [2, 4]), ('xy', T.FLOAT, [2, 2])], [('y', T.FLOAT, [2, 2])],
+                 {'w': np.eye(4, 2, dtype=np.float32), 'k': np.array(3, np.float32)})
+    inputs = {'x': np.full((2, 4), 0.1, np.float32), 'xy': np.full((2, 2), 511.3, np.float32)}
+    want = run(made, **inputs)
+    half = precision.convert(made, form)
+    onnx.checker.check_model(half, full_check=True)
+    kinds = {v.name: v.type.tensor_type.elem_type
+             for v in onnx.shape_inference.infer_shapes(half).graph.value_info}
+    assert kinds['a_half'] == T.FLOAT16 and kinds['c'] == kinds['d'] == kinds['e'] == T.FLOAT
+    assert kinds['b_half' if relu == T.FLOAT16 else 'b'] == relu
+    np.testing.assert_allclose(run(half, **inputs), want, rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp('export') / 'small.onnx'
+    torch.manual_seed(0)
+    status = export_onnx.main(['--model', 'realtime', '--output', str(path), '--iterations', '1',
+                               '--resolution', '64x96', '--points', '6', '--provenance', 'a test'])
+    assert status == 0
+    return path
+
+
+def test_an_exported_file(exported):
+    meta = read_metadata(exported)
+    assert (meta.model, meta.image_size, meta.window) == ('realtime', (64, 96), 8)
+    assert (meta.iterations, meta.precision, meta.licence) == (1, 'fp32', 'Apache-2.0')
+    assert len(meta.weights_sha256) == 64 and meta.provenance == 'a test'
+    made = onnx.load(exported)
+    assert [o.version for o in made.opset_import] == [18] and made.ir_version == 8
+    dims = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+            for i in made.graph.input}
+    assert dims['image'] == ['cameras', 64, 96, 3] and dims['query_xy'] == ['cameras', 'points', 2]
+    text = json.dumps([str(p) for p in made.metadata_props]) + made.graph.doc_string
+    assert '/' not in text.replace('cotracker_ros/', '')  # no path of the exporting machine
+    assert not any(n.metadata_props for n in made.graph.node)
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('cameras, slots', [(1, 1), (2, 5)])
+def test_engines_agree_with_torch(exported, name, cameras, slots):
+    """The shared tolerance table of the export holds for every engine, cameras and points."""
+    from cotracker_ros.engines.metadata import Metadata
+    from cotracker_ros.engines.torch_engine import TorchEngine, describe
+    from cotracker_ros.model import build_model
+    from cotracker_ros.model.step import build_step
+    torch.manual_seed(0)
+    network = build_model('realtime', (64, 96))
+    step = build_step(network.eval(), 1)
+    meta = describe(network, step, provenance='a test')
+    assert meta == read_metadata(exported).__dict__
+    reference = TorchEngine(step, Metadata(**meta), 'cpu', cameras, slots, 1)
+    engine = load(exported, name, cameras, slots, threads=1)
+    for inputs in scripted_stream(20, (64, 96), 8, cameras, slots, seed=3):
+        got, want = engine.step(inputs), reference.step(inputs)
+        for output, tolerance in export_onnx.TOLERANCE['fp32'].items():
+            np.testing.assert_allclose(got[output], want[output], atol=tolerance, rtol=0)
+
+
+def test_past_the_tolerance_nothing_is_written(exported, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(export_onnx, 'export', lambda *what: shutil.copy(exported, what[2]))
+    monkeypatch.setitem(export_onnx.TOLERANCE['fp32'], 'xy', -1)
+    assert export_onnx.main(['--model', 'realtime', '--output', str(tmp_path / 'm.onnx'),
+                             '--iterations', '1', '--resolution', '64x96', '--points', '2']) == 1
+    assert 'xy differ from torch past the tolerance' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--model', 'cotracker1'], 'cotracker1 cannot be streamed'),
+    (['--model', 'cotracker3_offline'], 'export the cotracker3_online checkpoint'),
+    (['--model', 'cotracker9'], "unknown model 'cotracker9'"),
+    (['--checkpoint', 'gone.pth'], 'gone.pth'),
+])
+def test_what_cannot_be_exported(arguments, message, tmp_path, capsys):
+    assert export_onnx.main([*arguments, '--output', str(tmp_path / 'm.onnx')]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_stream_has_what_it_promises():
+    stream = list(scripted_stream(30, (64, 96), 8, 2, 40))
+    live = np.stack([s['live'] for s in stream])
+    queried = np.stack([s['query'] for s in stream])
+    ages = np.stack([s['query_age'] for s in stream])
+    assert live.any((1, 2)).all() and (queried <= live).all()
+    assert ages.max() == 7 and (ages[~queried] == 0).all()
+    assert (queried.sum(0) == 2).any() and (live[-1] < live[15]).any()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    from safetensors.torch import save_file
+
+    from cotracker_ros.model import build_model
+    torch.manual_seed(0)  # the weights of `exported`
+    path = tmp_path / 'small.safetensors'
+    save_file(build_model('realtime', (64, 96)).state_dict(), path)
+    return path
+
+
+def test_verify_compares_every_engine_here(exported, checkpoint, capsys):
+    options = ['--checkpoint', str(checkpoint), '--points', '4', '--frames', '6']
+    assert verify.main([str(exported), *options]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
+    assert lines['onnxruntime'].endswith('ok') and lines['openvino'].endswith('ok')
+    assert 'not here: this onnxruntime has no CUDA' in lines['onnxruntime:cuda']
+
+
+def test_verify_wants_the_weights_of_the_file(exported, checkpoint, capsys):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(checkpoint)
+    save_file({k: v + 1 for k, v in weights.items()}, checkpoint)
+    assert verify.main([str(exported), '--checkpoint', str(checkpoint)]) == 1
+    assert 'was not exported from the weights in' in capsys.readouterr().err
+
+
+def test_the_benchmark_keeps_what_others_wrote(exported, monkeypatch, tmp_path):
+    pytest.importorskip('matplotlib')
+    monkeypatch.setattr(benchmark, 'SECONDS', 0)
+    row = benchmark.measure(exported, 'onnxruntime', 4)
+    assert 0 < row['least'] <= row['p50'] <= row['p99'] and row['steps'] == 5
+    work = benchmark.gflop(exported, 4)
+    assert 0.05 < work < benchmark.gflop(exported, 64)
+    row |= {'model': 'm', 'engine': 'e', 'points': 4, 'gflop': work, 'peak': 9, 'load': 1}
+    page = tmp_path / 'b.md'
+    page.write_text('# Mine\n')
+    for _ in range(2):
+        benchmark.write([row], page)
+    text = page.read_text()
+    assert text.startswith('# Mine') and text.count('| m | e | 4 |') == 1
+    benchmark.plot([row], tmp_path / 'b.png')
+    assert (tmp_path / 'b.png').stat().st_size > 1000

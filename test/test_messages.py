@@ -1,0 +1,286 @@
+import itertools
+from array import array
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('sensor_msgs.msg', reason='needs the ROS messages')
+
+from builtin_interfaces.msg import Time
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from cotracker_ros.ros import messages
+from cotracker_ros.ros.messages import MessageError
+from cotracker_ros.streaming import Tracks
+
+HEIGHT, WIDTH = 6, 8
+RNG = np.random.default_rng(7)
+RGB = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+# A smooth picture survives the loss of colour resolution in YUV and Bayer images.
+Y, X = np.mgrid[:HEIGHT, :WIDTH]
+SMOOTH = np.dstack([60 + 8 * X, 90 + 6 * Y, 150 - 5 * X]).astype(np.uint8)
+
+
+def image(values: np.ndarray, encoding: str, padding: int = 0, **fields) -> Image:
+    """Message of rows `values` (H', bytes) uint8."""
+    rows = np.pad(values.reshape(len(values), -1), ((0, 0), (0, padding)), constant_values=99)
+    fields = {'height': HEIGHT, 'width': WIDTH, 'step': rows.shape[1], **fields}
+    return Image(encoding=encoding, data=array('B', rows.tobytes()), **fields)
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding, channels', [
+    ('rgb8', [0, 1, 2]), ('bgr8', [2, 1, 0]), ('rgba8', [0, 1, 2, 0]), ('bgra8', [2, 1, 0, 1]),
+    ('8UC3', [2, 1, 0]), ('8UC4', [2, 1, 0, 1]),
+])  # fmt: skip
+def test_colour_images_are_views(encoding, channels, padding):
+    msg = image(RGB[..., channels], encoding, padding)
+    frame = messages.image_to_array(msg)
+    np.testing.assert_array_equal(frame, RGB)
+    assert np.shares_memory(frame, np.frombuffer(msg.data, np.uint8))
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding', ['mono8', '8UC1'])
+def test_grey_images(encoding, padding):
+    frame = messages.image_to_array(image(RGB[..., 0], encoding, padding))
+    np.testing.assert_array_equal(frame, np.dstack([RGB[..., 0]] * 3))
+
+
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('encoding, channels', [
+    ('rgb16', [0, 1, 2]), ('bgr16', [2, 1, 0]), ('16UC3', [2, 1, 0]), ('rgba16', [0, 1, 2, 0]),
+    ('bgra16', [2, 1, 0, 1]), ('16UC4', [2, 1, 0, 1]), ('mono16', [0]), ('16UC1', [0]),
+])  # fmt: skip
+def test_16_bit_images_keep_their_high_byte(encoding, channels, big_endian):
+    wide = (RGB[..., channels].astype(np.uint16) << 8) + 77
+    wide = wide.astype('>u2' if big_endian else '<u2', order='C')
+    msg = image(wide.view(np.uint8), encoding, 3, is_bigendian=big_endian)
+    expected = RGB if len(channels) > 1 else np.dstack([RGB[..., 0]] * 3)
+    np.testing.assert_array_equal(messages.image_to_array(msg), expected)
+
+
+@pytest.mark.parametrize('depth', [8, 16])
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+def test_bayer_images(pattern, depth):
+    mosaic = np.zeros((HEIGHT, WIDTH), np.uint16)
+    for (row, column), colour in zip(itertools.product((0, 1), (0, 1)), pattern, strict=True):
+        mosaic[row::2, column::2] = SMOOTH[row::2, column::2, 'rgb'.index(colour)]
+    values = mosaic.astype(np.uint8) if depth == 8 else (mosaic.astype('<u2') << 8)
+    frame = messages.image_to_array(image(values.view(np.uint8), f'bayer_{pattern}{depth}'))
+    inner = np.abs(frame.astype(int) - SMOOTH)[1:-1, 1:-1]
+    assert inner.max() <= 8
+
+
+def yuv(rgb: np.ndarray) -> np.ndarray:
+    """BT.601 with values 16 to 235, from its definition."""
+    r, g, b = (rgb.astype(float) / 255).transpose(2, 0, 1)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    u, v = 0.564 * (b - luma), 0.713 * (r - luma)
+    return np.round(np.dstack([16 + 219 * luma, 128 + 224 * u, 128 + 224 * v])).astype(np.uint8)
+
+
+@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv21', 'nv24'])
+def test_yuv_images(encoding):
+    planes = yuv(SMOOTH)
+    luma, u, v = planes.transpose(2, 0, 1)
+    if encoding == 'nv24':
+        rows = np.concatenate([luma.reshape(-1), planes[..., 1:].reshape(-1)]).reshape(-1, WIDTH)
+    elif encoding == 'nv21':
+        rows = np.concatenate([luma, np.dstack([v, u])[::2, ::2].reshape(-1, WIDTH)])
+    else:
+        chroma = np.where(X % 2, v[:, X[0] // 2 * 2], u)
+        pair = (chroma, luma) if encoding in ('uyvy', 'yuv422') else (luma, chroma)
+        rows = np.dstack(pair).reshape(HEIGHT, -1)
+    frame = messages.image_to_array(image(rows, encoding))
+    assert np.abs(frame.astype(int) - SMOOTH).max() <= 20  # of a slope of 8 a pixel
+
+
+@pytest.mark.parametrize('change, text', [
+    ({'encoding': 'jpeg'}, "'jpeg' is none of rgb8, bgr8"),
+    ({'height': 0}, 'image size 8 x 0'),
+    ({'width': 2**31}, 'each side must be 1 to'),
+    ({'step': 23}, 'image step 23 is less than a row of 8 pixels in rgb8: 24 bytes'),
+    ({'step': 25}, '144 bytes, but 6 rows of 25 bytes need 150'),
+    ({'data': array('B')}, '0 bytes'),
+    ({'encoding': 'uyvy', 'width': 7}, 'even size'),
+])  # fmt: skip
+def test_bad_images_say_what_is_wrong(change, text):
+    msg = image(RGB, 'rgb8')
+    for name, value in change.items():
+        setattr(msg, name, value)
+    with pytest.raises(MessageError, match=text):
+        messages.image_to_array(msg)
+
+
+def test_compressed_image():
+    for extension, tolerance in (('.png', 0), ('.jpg', 12)):
+        data = cv2.imencode(extension, SMOOTH[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1]
+        msg = CompressedImage(format=extension, data=array('B', data.tobytes()))
+        difference = messages.compressed_to_array(msg).astype(int) - SMOOTH
+        assert np.abs(difference).max() <= tolerance
+    for data in (b'', b'\xff\xd8\xff' + bytes(40)):
+        with pytest.raises(MessageError, match='bytes'):
+            messages.compressed_to_array(CompressedImage(format='jpeg', data=array('B', data)))
+
+
+def test_array_to_image_and_back():
+    header = Header(frame_id='optical', stamp=Time(sec=3, nanosec=4))
+    msg = messages.array_to_image(RGB[::2], header)
+    assert msg.header == header
+    np.testing.assert_array_equal(messages.image_to_array(msg), RGB[::2])
+
+
+def tracks(count: int) -> Tracks:
+    return Tracks(
+        1.5,
+        np.arange(count, dtype=np.uint32) + 9,
+        RNG.random((count, 2), np.float32) * 500,
+        RNG.random(count, np.float32),
+        RNG.random(count, np.float32),
+        np.arange(count, dtype=np.uint32),
+        np.full(count, 5, np.uint32),
+    )
+
+
+@pytest.mark.parametrize('count', [0, 3])
+def test_tracks_are_a_32_byte_record(count):
+    given_, header = tracks(count), Header(frame_id='optical', stamp=Time(sec=1, nanosec=2))
+    msg = messages.tracks_to_cloud(given_, header)
+    assert (msg.header, msg.height, msg.width) == (header, 1, count)
+    assert (msg.point_step, msg.row_step) == (32, 32 * count)
+    assert [(f.name, f.offset, f.datatype, f.count) for f in msg.fields] == [
+        ('x', 0, 7, 1),
+        ('y', 4, 7, 1),
+        ('z', 8, 7, 1),
+        ('id', 12, 6, 1),
+        ('visibility', 16, 7, 1),
+        ('confidence', 20, 7, 1),
+        ('flags', 24, 6, 1),
+        ('age', 28, 6, 1),
+    ]
+    rows = messages.cloud_to_tracks(msg)
+    np.testing.assert_array_equal(np.stack([rows['x'], rows['y']], 1), given_.xy)
+    for name, values in (
+        ('id', given_.ids),
+        ('visibility', given_.visibility),
+        ('z', 0),
+        ('confidence', given_.confidence),
+        ('flags', 5),
+        ('age', given_.age),
+    ):
+        np.testing.assert_array_equal(rows[name], values)
+
+
+def cloud(rows: np.ndarray, **change) -> PointCloud2:
+    """Message of a structured array with fields of 32 or 64 bits."""
+    types = {'f4': 7, 'f8': 8, 'u4': 6, 'i4': 5}
+    fields = [
+        PointField(
+            name=n, offset=rows.dtype.fields[n][1], count=1, datatype=types[rows.dtype[n].str[1:]]
+        )
+        for n in rows.dtype.names
+    ]
+    known = {
+        'height': 1,
+        'width': len(rows),
+        'fields': fields,
+        'point_step': rows.itemsize,
+        'row_step': rows.nbytes,
+        'data': array('B', rows.tobytes()),
+    }
+    return PointCloud2(**{**known, **change})
+
+
+def test_queries_add_remove_and_replace():
+    nan = float('nan')
+    rows = np.array(
+        [(1, 2, 0), (nan, nan, 7), (3, 4, 9)], [('x', '<f8'), ('y', '<f4'), ('id', '<u4')]
+    )
+    asked = messages.cloud_to_queries(
+        cloud(rows, header=Header(stamp=Time(sec=2, nanosec=500_000_000)))
+    )
+    assert asked.add.tolist() == [[1, 2], [3, 4]]
+    assert asked.remove.tolist() == [7, 9]
+    assert asked.stamp == 2.5
+
+
+def test_queries_without_id_stamp_or_order():
+    rows = np.array([[(5, 6)], [(7, 8)]], [('y', '>f4'), ('x', '>f4')])  # two rows, big endian
+    padded = array('B', b''.join(row.tobytes() + b'pad' for row in rows))
+    asked = messages.cloud_to_queries(
+        cloud(rows[:, 0], height=2, width=1, row_step=11, is_bigendian=True, data=padded)
+    )
+    assert asked.add.tolist() == [[6, 5], [8, 7]]
+    assert not asked.remove.size and asked.stamp is None
+
+
+@pytest.mark.parametrize('rows, change, text', [
+    (np.zeros(2, [('x', '<f4')]), {}, r"\['x'\] lacks y"),
+    (np.zeros(2, [('x', '<f4'), ('y', '<f4')]), {'width': 3}, '16 bytes .* 1 x 3 points'),
+    (np.zeros(2, [('x', '<f4'), ('y', '<f4')]), {'point_step': 7}, 'ends at byte 8'),
+    (np.zeros(2, [('x', '<f4'), ('y', '<f4'), ('id', '<f4')]), {}, 'whole numbers'),
+    (np.full(2, -1, [('x', '<f4'), ('y', '<f4'), ('id', '<i4')]), {}, 'whole numbers'),
+    (np.full(2, np.inf, [('x', '<f4'), ('y', '<f4')]), {}, r'\(inf, inf\) is not finite'),
+    (np.full(2, np.nan, [('x', '<f4'), ('y', '<f4')]), {}, 'not finite'),
+])  # fmt: skip
+def test_bad_queries_say_what_is_wrong(rows, change, text):
+    with pytest.raises(MessageError, match=text):
+        messages.cloud_to_queries(cloud(rows, **change))
+
+
+sizes = st.integers(0, 2**32 - 1) | st.integers(0, 12)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.builds(
+        Image,
+        height=sizes,
+        width=sizes,
+        step=sizes,
+        is_bigendian=st.integers(0, 255),
+        encoding=st.sampled_from(messages.ENCODINGS) | st.text(max_size=8),
+        data=st.binary(max_size=600).map(lambda data: array('B', data)),
+    )
+)
+def test_any_image_converts_or_raises_the_documented_error(msg):
+    try:
+        frame = messages.image_to_array(msg)
+    except MessageError:
+        return
+    assert frame.shape == (msg.height, msg.width, 3) and frame.dtype == np.uint8
+
+
+fields_of_clouds = st.builds(
+    PointField,
+    name=st.sampled_from(['x', 'y', 'id', 'z', '']),
+    offset=sizes,
+    datatype=st.integers(0, 255) | st.integers(1, 8),
+    count=sizes | st.integers(0, 1),
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.builds(
+        PointCloud2,
+        height=sizes,
+        width=sizes,
+        point_step=sizes,
+        row_step=sizes,
+        fields=st.lists(fields_of_clouds, max_size=4),
+        is_bigendian=st.booleans(),
+        data=st.binary(max_size=200).map(lambda data: array('B', data)),
+    )
+)
+def test_any_cloud_converts_or_raises_the_documented_error(msg):
+    try:
+        asked = messages.cloud_to_queries(msg)
+    except MessageError:
+        return
+    assert np.isfinite(asked.add).all() and asked.remove.dtype == np.uint32

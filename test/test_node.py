@@ -1,0 +1,520 @@
+"""The node as a process, over real DDS."""
+
+import math
+import os
+import signal
+import time
+from array import array
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2')
+
+from builtin_interfaces.msg import Time
+from conftest import texture
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, PointStamped
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+from visualization_msgs.msg import ImageMarker
+
+from cotracker_ros.ros.messages import cloud_to_tracks, compressed_to_array, image_to_array
+from cotracker_ros.ros.seeds import grid
+from cotracker_ros.streaming import NEW, QUERY_FRAME, VISIBLE
+
+# Stand-ins for the tracker, as programs: real ones take milliseconds and do not fail.
+SLOW = """
+import threading, time
+import cotracker_ros.ros.node as node
+class Slow(node.StreamingTracker):
+    def track(self, frame, stamp):
+        print('step', flush=True)
+        time.sleep({seconds})
+        return super().track(frame, stamp)
+node.StreamingTracker = Slow
+raise SystemExit(node.main())
+"""
+
+
+def crowding() -> float:
+    """How many times slower than alone this machine runs a program now."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def queries(rows, stamp: Time | None = None) -> PointCloud2:
+    """Message of rows x, y, id."""
+    points = np.array([tuple(row) for row in rows], [('x', '<f4'), ('y', '<f4'), ('id', '<u4')])
+    fields = [
+        PointField(name=n, offset=4 * i, datatype=t, count=1)
+        for i, (n, t) in enumerate((('x', 7), ('y', 7), ('id', 6)))
+    ]
+    return PointCloud2(
+        header=Header(stamp=stamp or Time()),
+        height=1,
+        width=len(points),
+        fields=fields,
+        point_step=12,
+        row_step=points.nbytes,
+        data=array('B', points.tobytes()),
+    )
+
+
+def test_every_frame_is_answered_under_its_header(start_tracker):
+    tracker = start_tracker(initial_grid=4)
+    first = tracker.track()
+    assert len(first) == 16 and (first['age'] == 0).all()
+    assert (first['flags'] == VISIBLE | NEW | QUERY_FRAME).all()
+    np.testing.assert_allclose(
+        np.stack([first['x'], first['y']], 1), grid(4, (240, 320)), atol=1e-3
+    )
+    for age in (1, 2, 3):
+        rows = tracker.track()  # waits for the very header, frame_id and nanoseconds included
+        assert rows['id'].tolist() == first['id'].tolist()
+        assert (rows['age'] == age).all() and not (rows['flags'] & (NEW | QUERY_FRAME)).any()
+        assert ((rows['visibility'] >= 0) & (rows['visibility'] <= 1)).all()
+    assert len(tracker.tracks) == 4
+
+
+def test_points_come_and_go_by_topics(start_tracker):
+    tracker = start_tracker(initial_grid=0)
+    assert len(tracker.track()) == 0  # a message all the same
+    send = tracker.publisher(PointCloud2, 'tracker/queries').publish
+    send(queries([(30, 40, 0), (100, 50, 0)]))
+    tracker.until(lambda: len(tracker.track()) == 2)
+    rows = tracker.track()
+    one, two = rows['id'].tolist()
+    send(queries([(math.nan, math.nan, one), (200, 60, two)]))
+    tracker.until(lambda: two not in (rows := tracker.track())['id'] and len(rows) == 1)
+    three = int(tracker.track()['id'][0])
+    assert three > two > one  # ids are never used again
+
+    def received(count):
+        return lambda: len(tracker.track()) == count
+
+    point = tracker.publisher(PointStamped, 'tracker/add_point')
+    point.publish(PointStamped(point=Point(x=10.0, y=20.0)))
+    tracker.until(received(2))
+    click = tracker.publisher(Point, 'image_mouse_left')
+    click.publish(Point(x=310.0, y=20.0))
+    tracker.until(received(3))
+    send(queries([(5000, 5000, 0), (30, 40, 0)]))
+    tracker.diagnostic(lambda s, v: v['queries refused'] == '1' and '5000' in s.message)
+    send(queries([(30, 40, 0)] * 10_000))
+    status = tracker.diagnostic(lambda s, v: v['queries refused'] == '2')
+    assert '10000 points to add' in status.message and '64' in status.message
+    assert len(tracker.track()) == 3
+
+
+def test_query_of_a_past_frame_starts_there(start_tracker):
+    tracker = start_tracker(initial_grid=0)
+    tracker.track()
+    past = tracker.tracks[-1].header.stamp
+    tracker.track(texture(2))
+    tracker.publisher(PointCloud2, 'tracker/queries').publish(queries([(160, 120, 0)], past))
+    tracker.until(lambda: len(tracker.track(texture(4))) == 1)
+    rows = tracker.track(texture(6))
+    assert rows['age'][0] >= 3
+
+
+def test_services(start_tracker):
+    tracker = start_tracker(initial_grid=2)
+    before = tracker.track()['id']
+    assert tracker.call(Trigger, '~/clear').success
+    assert len(tracker.track()) == 0
+    assert tracker.call(Trigger, '~/resample').message == 'replaced 0 points by the initial ones'
+    after = tracker.track()
+    assert len(after) == 4 and (after['flags'] & NEW).all()
+    assert not set(after['id']) & set(before)
+    assert 'dropped 4 points' in tracker.call(Trigger, '~/reset').message
+    assert (tracker.track()['age'] == 0).all()
+    assert tracker.call(SetBool, '~/enable', SetBool.Request(data=False)).message == 'paused'
+    unseen = tracker.send()
+    assert tracker.call(SetBool, '~/enable', SetBool.Request(data=True)).success
+    rows = tracker.track()
+    assert (rows['age'] == 1).all()
+    assert unseen.header not in [msg.header for msg in tracker.tracks]
+
+
+def test_parameters_while_running(start_tracker):
+    tracker = start_tracker(initial_grid=0, max_points=9)
+    assert tracker.set('query_points', [20.0, 30.0, 60.0, 70.0]).successful
+    first = tracker.track()
+    np.testing.assert_allclose(
+        np.stack([first['x'], first['y']], 1), [[20, 30], [60, 70]], atol=1e-3
+    )
+    assert tracker.set('query_points', [100, 110]).successful  # whole numbers too
+    second = tracker.track()
+    assert second['x'].tolist() == pytest.approx([100], abs=1e-3)
+    for name, value, reason in (
+        ('query_points', [1.0, 2.0, 3.0], 'pairs of x and y'),
+        ('query_points', [900.0, 20.0], 'outside the image of 320 x 240'),
+        ('initial_grid', 4, 'max_points is 9'),
+        ('initial_grid', -1, 'range'),
+        ('initial_grid', 'two', 'type'),
+        ('max_points', 10, 'read-only'),
+        ('age_budget', 0.0, 'range'),
+    ):
+        result = tracker.set(name, value)
+        assert not result.successful and reason in result.reason, (name, value, result.reason)
+    assert tracker.track()['id'].tolist() == second['id'].tolist()  # nothing was lost
+    assert tracker.set('initial_grid', 2).successful
+    tracker.call(Trigger, '~/resample')
+    assert len(tracker.track()) == 5
+
+
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ({'model': 'nothing'}, "no model 'nothing'"),
+        ({'model': '/nowhere/model.onnx'}, '/nowhere/model.onnx: no such model file'),
+        ({'max_points': 0}, 'max_points'),
+        ({'engine': 'abacus'}, 'engine must be one of auto'),
+        (
+            {'initial_grid': 9},
+            'initial_grid 9, initial_corners 0 and 0 query_points are 81 points',
+        ),
+        ({'query_points': '[1.0, 2.0, 3.0]'}, 'pairs of x and y'),
+    ],
+)
+def test_wrong_parameters_end_the_start_with_one_message(start_tracker, values, message):
+    tracker = start_tracker(ready=False, **values)
+    assert tracker.process.wait(30) in (1, 2)
+    said = tracker.output()
+    assert message in said and 'Traceback' not in said
+
+
+def test_bad_images_are_reported_and_lose_no_track(start_tracker):
+    tracker = start_tracker(initial_grid=2)
+    ids = tracker.track()['id'].tolist()
+    bad = (
+        {'encoding': 'abc'},
+        {'data': array('B', bytes(100))},
+        {'step': 3},
+        {'height': 0},
+        {'width': 2**31},
+    )
+    for change in bad:
+        before = len(tracker.tracks)
+        tracker.send(tracker.image(**change))
+        number = str(1 + bad.index(change))
+        tracker.diagnostic(lambda s, v, n=number: v['images unusable'] == n)
+        assert tracker.track()['id'].tolist() == ids
+        assert len(tracker.tracks) == before + 1
+    tracker.send(tracker.image(encoding='abc'))
+    status = tracker.diagnostic(lambda s, v: "'abc' is none of rgb8" in s.message)
+    assert status.level in (DiagnosticStatus.WARN, DiagnosticStatus.ERROR)
+
+
+def test_stamps_that_jump_back_start_anew(start_tracker):
+    tracker = start_tracker(initial_grid=3)
+    ids = set(tracker.track()['id'])
+    tracker.track()
+    tracker.stamp -= 10**10  # a bag that starts again
+    tracker.until(lambda: len(tracker.track()) == 9)
+    rows = tracker.track()
+    assert not ids & set(rows['id'])
+    tracker.diagnostic(lambda s, v: v['jumps back in time'] == '1')
+    late = tracker.image()
+    tracker.track()
+    tracker.send(late)
+    tracker.diagnostic(lambda s, v: v['images late'] == '1')
+    assert tracker.track()['id'].tolist() == rows['id'].tolist()
+    assert late.header not in [msg.header for msg in tracker.tracks]
+
+
+def test_size_and_encoding_may_change(start_tracker):
+    tracker = start_tracker(initial_grid=2)
+    ids = tracker.track()['id'].tolist()
+    large = cv2.resize(texture(), (640, 480))
+    rows = tracker.track(large)
+    assert rows['id'].tolist() == ids
+    grey = tracker.image(large[..., 0], encoding='mono8', step=640)
+    grey.data = array('B', large[..., 0].tobytes())
+    tracker.send(grey)
+    tracker.until(lambda: tracker.tracks[-1].header == grey.header)
+
+
+def test_compressed_images(start_tracker):
+    tracker = start_tracker(ready=False, image_transport='compressed', initial_grid=2)
+    publisher = tracker.publisher(CompressedImage, 'image/compressed')
+    jpeg = array('B', cv2.imencode('.jpg', texture())[1].tobytes())
+
+    def answered():
+        publisher.publish(CompressedImage(header=tracker.header(), format='jpeg', data=jpeg))
+        return any(msg.width == 4 for msg in tracker.tracks)
+
+    tracker.until(answered)
+
+
+def test_best_effort_camera_that_comes_later(start_tracker):
+    """A reliable subscription never hears a best-effort camera; ours must notice."""
+    tracker = start_tracker(ready=False, initial_grid=1)
+    tracker.until(lambda: 'tracking /' in tracker.output())
+    qos = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+    publisher = tracker.publisher(Image, 'image', qos)
+
+    def answered():
+        publisher.publish(tracker.image())
+        return tracker.tracks
+
+    tracker.until(answered)
+
+
+def test_parameter_file_and_remapping(start_tracker, tmp_path):
+    file = tmp_path / 'parameters.yaml'
+    file.write_text('/**:\n  ros__parameters:\n    initial_grid: 3\n    age_budget: 1\n')
+    extra = ('--params-file', str(file), '-r', 'image:=camera/picture')
+    tracker = start_tracker(ready=False, extra=extra)
+    publisher = tracker.publisher(Image, 'camera/picture')
+
+    def answered():
+        publisher.publish(tracker.image())
+        return any(msg.width == 9 for msg in tracker.tracks)
+
+    tracker.until(answered)
+
+
+def test_lifecycle(start_tracker):
+    tracker = start_tracker(ready=False, autostart='false', initial_grid=2)
+
+    def change(label):
+        request = ChangeState.Request()
+        request.transition.label = label
+        return tracker.call(ChangeState, '~/change_state', request).success
+
+    def state():
+        return tracker.call(GetState, '~/get_state').current_state.label
+
+    assert state() == 'unconfigured'
+    for _ in range(3):
+        assert change('configure') and state() == 'inactive'
+        assert change('activate') and state() == 'active'
+        assert change('deactivate') and state() == 'inactive'
+        assert change('activate') and change('deactivate') and change('cleanup')
+        assert state() == 'unconfigured'
+    assert change('configure') and change('activate')
+    tracker.warm_up()
+    assert len(tracker.track()) == 4
+    assert change('shutdown') and state() == 'finalized'
+
+
+def test_lifecycle_failure_is_logged_and_can_be_tried_again(start_tracker):
+    tracker = start_tracker(ready=False, autostart='false', model='nothing')
+    request = ChangeState.Request()
+    request.transition.label = 'configure'
+    assert not tracker.call(ChangeState, '~/change_state', request).success
+    assert "on_configure: no model 'nothing'" in tracker.output()
+    assert tracker.call(GetState, '~/get_state').current_state.label == 'unconfigured'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_node(start_tracker, number):
+    tracker = start_tracker()
+    start = time.monotonic()
+    assert tracker.end(number) == 0
+    assert time.monotonic() - start < 2 * crowding()
+    assert 'Traceback' not in tracker.output()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_node_during_a_step(start_tracker, number):
+    tracker = start_tracker(('-c', SLOW.format(seconds=600)), ready=False)
+    tracker.send()
+    tracker.until(lambda: 'step' in tracker.output())
+    start = time.monotonic()
+    assert tracker.end(number) == 0
+    assert time.monotonic() - start < 2 * crowding()
+    assert 'Traceback' not in tracker.output()
+
+
+def test_the_newest_image_wins(start_tracker):
+    tracker = start_tracker(('-c', SLOW.format(seconds=0.2)), initial_grid=1)
+    tracker.track()
+    publisher = tracker.publisher(Image, 'image', 50)
+
+    def flooded(_, values):
+        tracker.last = tracker.image()
+        publisher.publish(tracker.last)
+        return int(values['images replaced by newer ones']) > 3
+
+    tracker.until(lambda: publisher.publish(tracker.image()) or tracker.status)
+    status = tracker.diagnostic(flooded)
+    tracker.until(lambda: tracker.tracks[-1].header == tracker.last.header)
+    values = {v.key: v.value for v in status.values}
+    assert int(values['images tracked']) < int(values['images received'])
+
+
+def test_diagnostics_of_a_silent_camera(start_tracker):
+    tracker = start_tracker(ready=False, image_timeout=1.0)
+    status = tracker.diagnostic(lambda s, v: True)
+    assert (status.level, status.message) == (DiagnosticStatus.STALE, 'no image yet')
+    tracker.warm_up()
+    status = tracker.diagnostic(lambda s, v: s.level == DiagnosticStatus.ERROR)
+    assert status.message.startswith('no image for ')
+    tracker.track()
+    values = {v.key: v.value for v in tracker.diagnostic(lambda s, v: True).values}
+    assert values['model'] == 'realtime' and values['engine'].startswith('onnxruntime cpu')
+    assert {'age p50 [ms]', 'age p95 [ms]', 'age p99 [ms]', 'step p95 [ms]'} <= set(values)
+
+
+def test_blank_and_frozen_images_hold_the_tracks(start_tracker):
+    tracker = start_tracker(initial_grid=2, frozen_after=2)
+    tracker.track(np.zeros((240, 320, 3), np.uint8))  # initial points wait for a picture
+    assert tracker.tracks[-1].width == 0
+    tracker.track()
+    before = tracker.track()
+    for colour in (0, 255):
+        rows = tracker.track(np.full((240, 320, 3), colour, np.uint8))
+        for name in ('id', 'x', 'y', 'age'):
+            np.testing.assert_array_equal(rows[name], before[name])
+        assert not (rows['flags'] & VISIBLE).any() and not rows['visibility'].any()
+    tracker.diagnostic(
+        lambda s, v: v['images blank or frozen'] == '3' and tracker.track() is not None
+    )
+    before = tracker.track(texture(20))
+    tracker.track(texture(20))
+    frozen = [tracker.track(texture(20)) for _ in range(2)]
+    assert not any((rows['flags'] & VISIBLE).any() for rows in frozen)
+    after = tracker.track(texture(4))
+    assert (after['age'] == before['age'] + 2).all()
+    assert after['id'].tolist() == before['id'].tolist()
+
+
+def test_overlay_markers_and_rays_for_those_who_subscribe(start_tracker):
+    tracker = start_tracker(initial_grid=2, overlay_rate=100.0)
+    heard = {}
+    for kind, topic in (
+        (Image, 'overlay'),
+        (CompressedImage, 'overlay/compressed'),
+        (ImageMarker, 'markers'),
+        (PointCloud2, 'tracks_3d'),
+    ):
+        tracker.node.create_subscription(
+            kind, f'tracker/{topic}', lambda msg, name=topic: heard.update({name: msg}), 10
+        )
+    info = CameraInfo(k=[100.0, 0, 160, 0, 100, 120, 0, 0, 1], distortion_model='plumb_bob', d=[])
+    publisher = tracker.publisher(CameraInfo, 'camera_info')
+
+    def all_heard():
+        publisher.publish(info)
+        return tracker.track() is not None and len(heard) == 4
+
+    tracker.until(all_heard)
+    overlay = image_to_array(heard['overlay'])
+    assert overlay.shape == (240, 320, 3)
+    assert compressed_to_array(heard['overlay/compressed']).shape == (240, 320, 3)
+    assert heard['markers'].type == ImageMarker.POINTS
+    cloud = heard['tracks_3d']
+    flat = next(t for t in tracker.tracks if t.header == cloud.header)
+    space, pixels = cloud_to_tracks(cloud), cloud_to_tracks(flat)
+    np.testing.assert_allclose(space['x'], (pixels['x'] - 160) / 100, atol=1e-4)
+    np.testing.assert_allclose(space['y'], (pixels['y'] - 120) / 100, atol=1e-4)
+    assert (space['z'] == 1).all() and space['id'].tolist() == pixels['id'].tolist()
+
+
+def test_several_cameras_do_not_disturb_each_other(start_tracker):
+    tracker = start_tracker(ready=False, cameras='[front, rear]', initial_grid=2)
+    answers = {'front': [], 'rear': []}
+    for camera, heard in answers.items():
+        tracker.node.create_subscription(PointCloud2, f'{camera}/tracks', heard.append, 10)
+
+    def both():
+        for camera in answers:
+            tracker.send(topic=f'{camera}/image')
+        return all(answers.values())
+
+    tracker.until(both)
+    ids = {camera: cloud_to_tracks(heard[-1])['id'].tolist() for camera, heard in answers.items()}
+    for _ in range(3):  # the rear camera is broken; the front one is answered every time
+        tracker.send(tracker.image(encoding='abc'), 'rear/image')
+        sent = tracker.send(topic='front/image')
+        tracker.until(lambda want=sent: answers['front'][-1].header == want.header)
+        assert cloud_to_tracks(answers['front'][-1])['id'].tolist() == ids['front']
+    status = tracker.diagnostic(lambda s, v: s.name.endswith(': rear') and 'abc' in s.message)
+    assert status.level >= DiagnosticStatus.WARN
+    sent = tracker.send(topic='rear/image')
+    tracker.until(lambda: answers['rear'][-1].header == sent.header)
+    assert cloud_to_tracks(answers['rear'][-1])['id'].tolist() == ids['rear']
+    tracker.publisher(PointCloud2, 'tracker/rear/queries').publish(queries([(20, 30, 0)]))
+
+    def grown():
+        tracker.send(topic='rear/image')
+        return answers['rear'][-1].width == 5
+
+    tracker.until(grown)
+    assert answers['front'][-1].width == 4
+
+
+FAILING = """
+import cotracker_ros.ros.node as node
+from cotracker_ros.engines import EngineError
+class Failing(node.StreamingTracker):
+    steps = 0
+    def track(self, frame, stamp):
+        self.steps += 1
+        if 5 < self.steps < 9:
+            raise EngineError('the device is lost')
+        if self.steps == 9:
+            raise RuntimeError('a bug')
+        return super().track(frame, stamp)
+node.StreamingTracker = Failing
+raise SystemExit(node.main())
+"""
+
+
+def test_tracking_goes_on_after_the_engine_failed(start_tracker):
+    tracker = start_tracker(('-c', FAILING), ready=False, initial_grid=2)
+
+    def failed():
+        tracker.send()
+        return any('the device is lost' in status.message for status in tracker.status)
+
+    tracker.until(failed)
+
+    before = len(tracker.tracks)
+    ids = set(cloud_to_tracks(tracker.tracks[0])['id'])
+    tracker.until(lambda: tracker.send() and len(tracker.tracks) > before + 2)
+    assert set(cloud_to_tracks(tracker.tracks[-1])['id']) == ids
+    assert 'RuntimeError: a bug' in tracker.output()
+    assert tracker.output().count('the device is lost') == 1  # throttled
+
+
+def test_points_are_retired_and_refilled(start_tracker):
+    tracker = start_tracker(initial_grid=0, initial_corners=3, retire_after=2, target_points=6)
+    first = tracker.track()
+    assert len(first) == 3
+    tracker.until(lambda: len(tracker.track()) == 6)
+    assert not tracker.set('target_points', 65).successful
+    mask = np.zeros((240, 320), np.uint8)
+    mask[:, :160] = 255
+    msg = tracker.image(np.dstack([mask] * 3))
+    tracker.publisher(Image, 'tracker/mask').publish(msg)
+    assert tracker.set('initial_grid', 4).successful
+    assert tracker.set('initial_corners', 0).successful
+    assert tracker.set('target_points', 0).successful
+
+    def masked():
+        tracker.call(Trigger, '~/resample')
+        rows = tracker.track()
+        return len(rows) == 16 and (rows['x'] < 160).all()
+
+    tracker.until(masked)
+
+
+@pytest.mark.parametrize('program', [('-m', 'cotracker_ros'), ('-c', SLOW.format(seconds=600))])
+def test_nothing_stays_behind_in_shared_memory(start_tracker, program):
+    tracker = start_tracker(program, ready=False)
+    tracker.send()
+    tracker.until(lambda: tracker.tracks or 'step' in tracker.output())
+    maps = Path(f'/proc/{tracker.process.pid}/maps').read_text().split()
+    files = {Path(word) for word in maps if word.startswith('/dev/shm/fast')}
+    shared = {f for f in files if '_port7' not in f.name}  # 7000 and up: of all domains
+    assert shared  # Fast DDS does use it
+    tracker.close()
+    assert not [file for file in shared if file.exists()]

@@ -1,0 +1,160 @@
+"""What goes wrong around a node on a robot, over real DDS: it goes on, and says what happened."""
+
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2')
+
+from conftest import texture
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, PointStamped
+from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_srvs.srv import Trigger
+
+RNG = np.random.default_rng(5)
+
+
+def test_camera_stops_and_returns_with_another_clock(start_tracker):
+    tracker = start_tracker(initial_grid=2, image_timeout=0.5)
+    ids = tracker.track()['id'].tolist()
+    tracker.node.destroy_publisher(tracker._publishers.pop('image'))
+    status = tracker.diagnostic(lambda s, v: s.message.startswith('no image for'))
+    assert status.level == DiagnosticStatus.ERROR
+    tracker.stamp += 3600 * 10**9
+    tracker.send()  # the middleware may need a moment to reach the new camera
+    tracker.until(lambda: tracker.send() and len(tracker.tracks) > 1)
+    assert tracker.track()['id'].tolist() == ids
+    tracker.diagnostic(lambda s, v: tracker.track() is not None and 'no image' not in s.message)
+
+
+@pytest.mark.parametrize('kind', ['noise', 'cut'])
+def test_pictures_without_a_past_give_finite_tracks(start_tracker, kind):
+    tracker = start_tracker(initial_grid=4)
+    ids = tracker.track()['id'].tolist()
+    other = RNG.integers(0, 256, (240, 320, 3), np.uint8)
+    for shift in range(3):
+        noise = RNG.integers(0, 256, (240, 320, 3), np.uint8)
+        rows = tracker.track(noise if kind == 'noise' else np.roll(other, shift, 1))
+        assert rows['id'].tolist() == ids
+        assert all(
+            np.isfinite(rows[name]).all() for name in ('x', 'y', 'visibility', 'confidence')
+        )
+    assert tracker.track(texture())['id'].tolist() == ids
+
+
+def test_floods_on_all_inputs(start_tracker):
+    tracker = start_tracker(initial_grid=2)
+    ids = tracker.track()['id'].tolist()
+    nothing = PointCloud2(width=2**31, height=2**31, data=array('B', bytes(64)))
+    far = PointStamped(point=Point(x=1e300, y=float('nan')))
+    picture = tracker.image(encoding='nonsense')
+    inputs = [
+        (tracker.publisher(type(msg), topic), msg)
+        for topic, msg in (
+            ('image', picture),
+            ('camera_info', CameraInfo()),
+            ('tracker/queries', nothing),
+            ('tracker/add_point', far),
+            ('image_mouse_left', far.point),
+        )
+    ]
+    for _ in range(300):
+        for publisher, msg in inputs:
+            publisher.publish(msg)
+    assert tracker.track()['id'].tolist() == ids
+    status = tracker.diagnostic(lambda s, v: int(v['queries refused']) > 0)
+    assert status.level > DiagnosticStatus.OK
+    assert tracker.output().count('query refused') < 10  # throttled
+    assert tracker.track()['id'].tolist() == ids
+
+
+def test_subscriber_that_never_reads(start_tracker):
+    """A reliable one, whose queue is full for ever."""
+    tracker = start_tracker(initial_grid=2)
+    deaf = tracker.node.context
+    import rclpy
+
+    node = rclpy.create_node('deaf', namespace=tracker.node.get_namespace(), context=deaf)
+    subscription = node.create_subscription(PointCloud2, 'tracks', lambda msg: None, 1)
+    tracker.until(subscription.get_publisher_count)
+    for _ in range(30):
+        tracker.track()
+    assert len(tracker.tracks) == 30
+    executor = SingleThreadedExecutor(context=deaf)
+    executor.add_node(node)
+    executor.shutdown()
+    node.destroy_node()
+
+
+def test_two_nodes_of_one_name(start_tracker):
+    """Each answers each image; nothing crashes."""
+    first = start_tracker(initial_grid=2)
+    namespace = first.node.get_namespace()
+    second = start_tracker(
+        ready=False, initial_grid=3, extra=('-r', f'__ns:={namespace}'), domain=first.domain
+    )
+
+    def both():
+        first.send()
+        assert second.process.poll() is None
+        return {msg.width for msg in first.tracks} >= {4, 9}
+
+    first.until(both)
+
+
+def resident(pid: int) -> float:
+    """Megabytes of memory of a process."""
+    line = next(x for x in Path(f'/proc/{pid}/status').read_text().splitlines() if 'VmRSS' in x)
+    return int(line.split()[1]) / 1024
+
+
+def cycle(tracker, count: int) -> None:
+    for _ in range(count):
+        for label in ('configure', 'activate', 'deactivate', 'cleanup'):
+            request = ChangeState.Request()
+            request.transition.label = label
+            assert tracker.call(ChangeState, '~/change_state', request).success, label
+
+
+def test_lifecycle_cycles_do_not_leak(start_tracker):
+    tracker = start_tracker(ready=False, autostart='false')
+    cycle(tracker, 2)
+    before = resident(tracker.process.pid)
+    cycle(tracker, 6)
+    assert resident(tracker.process.pid) < before + 20
+    threads = len(list(Path(f'/proc/{tracker.process.pid}/task').iterdir()))
+    cycle(tracker, 2)
+    assert len(list(Path(f'/proc/{tracker.process.pid}/task').iterdir())) <= threads + 1
+
+
+def test_services_answer_while_images_flood(start_tracker):
+    tracker = start_tracker(initial_grid=2)
+    publisher = tracker.publisher(Image, 'image')
+    for _ in range(5):
+        for _ in range(30):
+            publisher.publish(tracker.image())
+        start = time.monotonic()
+        assert tracker.call(Trigger, '~/clear').success
+        assert time.monotonic() - start < 20
+
+
+def test_images_that_do_not_fit_the_shared_memory_are_diagnosed(start_tracker):
+    """VGA at 30 Hz, best effort, without the profile: Fast DDS loses most of it in silence."""
+    tracker = start_tracker(ready=False, initial_grid=1)
+    qos = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+    publisher = tracker.publisher(Image, 'image', qos)
+    large = np.ascontiguousarray(RNG.integers(0, 256, (480, 640, 3), np.uint8))
+
+    def told(status, values):
+        publisher.publish(tracker.image(large))
+        return int(values['images lost by DDS']) > 5 and 'fastdds_shm.xml' in status.message
+
+    tracker.until(lambda: publisher.publish(tracker.image(large)) or tracker.status)
+    tracker.diagnostic(told)

@@ -1,0 +1,86 @@
+"""A wheel built from this tree, away from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('setuptools')
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ['cotracker_ros', 'config', 'launch', 'resource']
+SOURCES += ['setup.py', 'setup.cfg', 'pyproject.toml', 'package.xml', 'README.md', 'LICENSE']
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of a copy of the tree, so that no build folder appears in it."""
+    tree, out = tmp_path_factory.mktemp('tree'), tmp_path_factory.mktemp('wheel')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns('__pycache__', '*.egg-info')
+            shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, tree / name)
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', out, tree)
+    return next(out.glob('*.whl'))
+
+
+def pip(*arguments: object) -> None:
+    command = [sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wheel_holds_what_the_node_needs(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    share = f'{wheel.name.split("-")[0]}-0.1.0.data/data/share/'
+    for name in (
+        'cotracker_ros/weights/realtime.onnx',
+        'cotracker_ros/demo/photographs/coffee.jpg',
+        f'{share}ament_index/resource_index/packages/cotracker_ros',
+        f'{share}cotracker_ros/package.xml',
+        f'{share}cotracker_ros/launch/tracker.launch.py',
+        f'{share}cotracker_ros/config/tracker.yaml',
+        f'{share}cotracker_ros/config/fastdds_shm.xml',
+    ):
+        assert name in names
+    tops = {name.split('/')[0] for name in names}
+    assert tops == {'cotracker_ros', share.split('/')[0], 'cotracker_ros-0.1.0.dist-info'}
+
+
+PROGRAM = """
+import sys
+sys.modules['torch'] = None  # importing it would fail
+import numpy as np
+from cotracker_ros.streaming import StreamingTracker
+assert 'rclpy' not in sys.modules
+import cotracker_ros
+assert cotracker_ros.__file__.startswith(sys.argv[1]), cotracker_ros.__file__
+tracker = StreamingTracker(max_points=4)
+tracker.add_points(np.array([[30, 40]]))
+print(tracker.track(np.zeros((240, 320, 3), np.uint8), 0.0).xy.tolist())
+from cotracker_ros.ros.share import share_file
+print(share_file('config/fastdds_shm.xml').is_file())
+"""
+
+
+def test_wheel_runs_in_an_empty_folder_without_torch(wheel, tmp_path):
+    site, empty = tmp_path / 'site', tmp_path / 'empty'
+    empty.mkdir()
+    pip('install', '--no-deps', '--target', site, wheel)
+    environment = {**os.environ, 'PYTHONPATH': str(site)}
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, str(site)],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('\n')[:2] == ['[[30.0, 40.0]]', 'True']
+    assert not list(empty.iterdir())

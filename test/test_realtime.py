@@ -1,0 +1,205 @@
+"""The real-time tracker: frame by frame equals all at once, slots are independent, ages and
+restarts hold.
+"""
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
+from train.procedural import ProceduralVideo, SceneConfig  # noqa: E402
+from train.train import TrainConfig, encode, refine_all, roll_out  # noqa: E402
+
+SIZE = (96, 128)
+CONFIG = RealtimeConfig(
+    stem=16,
+    stages=(16, 16, 24, 24),
+    blocks=(1, 1, 1, 1),
+    features=16,
+    width=32,
+    depth=2,
+    virtual=4,
+    iterations=2,
+)
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A small tracker with random weights whose outputs depend on all of its inputs."""
+    torch.manual_seed(0)
+    model = RealtimeTracker(CONFIG, SIZE).eval()
+    torch.nn.init.normal_(model.refiner.head[1].weight, std=0.05)
+    return model
+
+
+@pytest.fixture(scope='module')
+def clips():
+    """Two textured clips of ten frames."""
+    return ProceduralVideo(SceneConfig(size=SIZE, frames=10), seed=1, bank=6).clips(2, 5)
+
+
+def inputs(slots, queries=(), live=(), cameras=1):
+    """Step inputs after the image; queries maps slot to (x, y, age)."""
+    xy = torch.zeros(cameras, slots, 2)
+    query = torch.zeros(cameras, slots, dtype=torch.bool)
+    age = torch.zeros(cameras, slots, dtype=torch.int32)
+    for slot, (x, y, a) in dict(queries).items():
+        xy[:, slot], query[:, slot], age[:, slot] = torch.tensor([x, y]), True, a
+    used = torch.zeros_like(query)
+    used[:, list(live)] = True
+    return xy, query, age, used
+
+
+@torch.no_grad()
+def run(step, frames, slots, plan, live):
+    """Track frames (T, H, W, 3); plan maps a frame to its queries. Returns xy (T, slots, 2) and
+    visibility.
+    """
+    state, rows, begun = step.initial_state(1, slots), [], set()
+    for t, frame in enumerate(frames):
+        begun |= set(plan.get(t, ()))
+        out, state = step(frame[None], *inputs(slots, plan.get(t, ()), begun & set(live)), state)
+        rows.append(torch.cat([out['xy'][0], out['visibility'][0, :, None]], -1))
+    return torch.stack(rows)
+
+
+def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
+    # Training refines all frames at once under a causal mask; the stream keeps caches. The same
+    # numbers.
+    step = RealtimeStep(model)
+    clip = clips.video[0]
+    start = clips.query_frame[0]
+    plan = {}
+    for n, t in enumerate(start.tolist()):
+        plan.setdefault(t, {})[n] = (*clips.tracks[0, t, n].tolist(), 0)
+    streamed = run(step, clip, 5, plan, range(5))
+
+    config = TrainConfig(iterations=2, model=CONFIG)
+    features = encode_exact(model, clips)
+    record = roll_out(
+        model, features, clips, config, lead=0.0, rng=torch.Generator().manual_seed(0)
+    )
+    after = torch.arange(10)[:, None] > start
+    # The next frame's search starts from this frame's result.
+    found = record.motion.xy[0, 1:]
+    assert torch.allclose(found[after[1:]], streamed[:-1, :, :2][after[1:]], atol=2e-2)
+    estimate = refine_all(model, features, record, 2)[-1]
+    assert torch.allclose(estimate.xy[0][after].detach(), streamed[..., :2][after], atol=2e-2)
+    assert torch.allclose(
+        estimate.visibility[0][after].detach().sigmoid(), streamed[..., 2][after], atol=2e-3
+    )
+
+
+def encode_exact(model, clips):
+    """Features in full precision."""
+    with torch.no_grad():
+        maps = model.encoder(clips.video.flatten(0, 1).movedim(-1, 1).float())
+    return [f.unflatten(0, clips.video.shape[:2]) for f in maps]
+
+
+def test_bfloat16_features_stay_close(model, clips):
+    exact, rounded = encode_exact(model, clips), encode(model, clips)
+    for one, two in zip(exact, rounded, strict=True):
+        assert (one - two).abs().max() < 0.1
+
+
+def test_unused_slots_change_nothing(model, clips):
+    step = RealtimeStep(model)
+    plan = {0: {0: (30, 40, 0), 1: (80, 50, 0)}}
+    few = run(step, clips.video[0], 2, plan, range(2))
+    many = run(step, clips.video[0], 7, plan, range(2))
+    assert torch.allclose(few, many[:, :2], atol=1e-4)
+    assert not many[:, 2:].any()
+
+
+def test_a_point_added_late_tracks_like_one_of_a_new_stream(model, clips):
+    step = RealtimeStep(model)
+    late = run(step, clips.video[0], 2, {4: {1: (60, 50, 0)}}, range(2))
+    new = run(step, clips.video[0, 4:], 2, {0: {1: (60, 50, 0)}}, range(2))
+    assert torch.allclose(late[4:], new, atol=1e-4)
+
+
+def test_a_restarted_slot_forgets(model, clips):
+    step = RealtimeStep(model)
+    again = run(step, clips.video[0], 1, {0: {0: (20, 30, 0)}, 5: {0: (60, 50, 0)}}, range(1))
+    new = run(step, clips.video[0, 5:], 1, {0: {0: (60, 50, 0)}}, range(1))
+    assert torch.allclose(again[5:], new, atol=1e-4)
+
+
+def test_an_old_query_takes_its_template_from_the_old_frame(model, clips):
+    step = RealtimeStep(model)
+    frames = clips.video[0].clone()
+    shown = run(step, frames, 1, {5: {0: (60, 50, 3)}}, range(1))
+    frames[3:6] = 128  # other frames: only the one it was seen in, and the newest, matter
+    frames[5] = clips.video[0, 5]
+    hidden = run(step, frames, 1, {5: {0: (60, 50, 3)}}, range(1))
+    assert torch.allclose(shown[5], hidden[5], atol=1e-4)
+    frames[2] = 128
+    assert not torch.allclose(
+        shown[5], run(step, frames, 1, {5: {0: (60, 50, 3)}}, range(1))[5], atol=1e-4
+    )
+
+
+def test_a_template_is_the_same_from_the_ring_and_from_the_frame(model, clips):
+    step = RealtimeStep(model)
+    features = encode_exact(model, clips)
+    xy = torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [127.0, 95.0]
+    )
+    rings = {s: f[0, :8, None].half() for s, f in zip(CONFIG.strides, features, strict=True)}
+    for frame, age in ((7, 0), (7, 3), (1, 4)):
+        past = step.describe_past(
+            rings, torch.tensor([frame]), xy, torch.full((1, 30), age, dtype=torch.int32)
+        )
+        now = model.describe([f[0, (frame - age) % 8][None] for f in features], xy)
+        assert torch.allclose(past, now, atol=2e-3)
+
+
+def test_cameras_are_independent(model, clips):
+    step = RealtimeStep(model)
+    with torch.no_grad():
+        state, rows = step.initial_state(2, 3), []
+        for t in range(4):
+            queries = {0: (30, 40, 0), 2: (70, 20, 0)} if t == 0 else {}
+            out, state = step(clips.video[:, t], *inputs(3, queries, (0, 2), cameras=2), state)
+            rows.append(out['xy'])
+    plan = {0: {0: (30, 40, 0), 2: (70, 20, 0)}}
+    for camera in range(2):
+        alone = run(step, clips.video[camera, :4], 3, plan, (0, 2))
+        assert torch.allclose(torch.stack(rows)[:, camera], alone[..., :2], atol=1e-3)
+
+
+def test_no_live_point_is_finite(model, clips):
+    assert torch.isfinite(run(RealtimeStep(model), clips.video[0, :3], 2, {}, ())).all()
+
+
+def test_whole_video_tracking_is_the_stream(model, clips):
+    video = clips.video[0].movedim(-1, 1).float()
+    queries = torch.tensor([[0.0, 30, 40], [3, 60, 50]])
+    tracks = model.track(video, queries)
+    streamed = run(
+        RealtimeStep(model),
+        clips.video[0],
+        2,
+        {0: {0: (30, 40, 0)}, 3: {1: (60, 50, 0)}},
+        range(2),
+    )
+    assert torch.allclose(tracks.xy[3:], streamed[3:, :, :2])
+    assert tracks.xy[:3, 1].tolist() == [[60, 50]] * 3
+    assert not tracks.visibility[:3, 1].any()
+    assert torch.equal(tracks.xy[3, 1], queries[1, 1:])
+
+
+def test_calibration_changes_what_is_shown_and_nothing_else(model, clips):
+    plan = {0: {0: (30, 40, 0)}}
+    plain = run(RealtimeStep(model), clips.video[0], 1, plan, range(1))
+    model.calibration += torch.tensor([1.0, 0.0])
+    shown = run(RealtimeStep(model), clips.video[0], 1, plan, range(1))
+    model.calibration -= torch.tensor([1.0, 0.0])
+    assert torch.equal(plain[..., :2], shown[..., :2])
+    assert torch.allclose(plain[1:, 0, 2].logit() + 1, shown[1:, 0, 2].logit(), atol=1e-4)
+
+
+def test_image_size_must_fit_the_strides():
+    with pytest.raises(ValueError, match='multiples of 32'):
+        RealtimeTracker(CONFIG, (100, 128))

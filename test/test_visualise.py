@@ -1,0 +1,125 @@
+"""Pictures of tracks: what is drawn where, and clear errors."""
+
+import cv2
+import numpy as np
+import pytest
+
+from cotracker_ros.visualise import (
+    contact_sheet,
+    draw_errors,
+    draw_tracks,
+    id_colours,
+    write_video,
+)
+
+GREY = np.full((480, 640, 3), 128, np.uint8)
+
+
+def still(xy, frames=1):
+    """Return the history (T, N, 2) of points that stand still."""
+    return np.repeat(np.asarray(xy, float)[None], frames, 0)
+
+
+def test_a_visible_point_is_filled_in_its_colour_and_an_occluded_one_hollow():
+    xy = still([[100, 80], [300, 200]])
+    picture = draw_tracks(GREY, xy, np.array([[True, False]]), np.array([3, 4]))
+    assert np.abs(picture[80, 100].astype(int) - id_colours([3])[0]).max() < 3
+    assert (picture[200, 300] == 128).all()
+    ring = picture[190:211, 290:311].astype(int) - id_colours([4])[0]
+    assert (np.abs(ring).max(2) < 40).sum() >= 8
+    changed = (picture != GREY).any(2)
+    assert not changed[:, 110:290].any()
+
+
+def test_the_tail_reaches_back_only_as_far_as_asked_and_the_frame_is_not_written_to():
+    x = np.arange(50.0, 450, 10)
+    xy = np.stack([x, np.full_like(x, 240)], -1)[:, None]
+    picture = draw_tracks(GREY, xy, np.ones((40, 1), bool), np.array([0]), tail=10)
+    columns = np.flatnonzero((picture != GREY).any((0, 2)))
+    assert columns.min() == pytest.approx(x[-11], abs=4)
+    assert columns.max() == pytest.approx(x[-1], abs=8)
+    assert (GREY == 128).all()
+
+
+def test_subpixel_positions_move_the_picture():
+    pictures = [
+        draw_tracks(GREY, still([[100 + d, 80]]), np.ones((1, 1), bool), np.array([0]))
+        for d in (0, 0.25)
+    ]
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_missing_and_far_points_are_harmless():
+    xy = np.array([[[np.nan, np.nan], [1e9, -1e9]], [[10, np.nan], [-1e9, 1e9]]])
+    picture = draw_tracks(GREY, xy, np.ones((2, 2), bool), np.array([1, 2]))
+    assert picture.shape == GREY.shape
+    none = draw_tracks(GREY, np.zeros((0, 0, 2)), np.zeros((0, 0), bool), np.zeros(0, int))
+    assert (none == GREY).all()
+
+
+def test_colours_are_stable_and_apart():
+    ids = np.arange(200)
+    colours = id_colours(ids).astype(int)
+    assert (id_colours(ids[::-1]) == colours[::-1]).all()
+    assert (id_colours(np.array([7, 2**32 - 1], np.uint32))[0] == colours[7]).all()
+    distance = np.linalg.norm(colours[:, None] - colours, axis=-1) + 999 * np.eye(200)
+    assert distance[:12, :12].min() > 45
+    assert distance[:64, :64].min() > 15
+
+
+def test_errors_go_from_green_to_red():
+    truth = np.array([[100.0, 100], [300, 300]])
+    picture = draw_errors(GREY, truth + np.array([[0, 0], [40, 0]]), truth)
+    assert picture[300, 340].tolist() == [255, 0, 0]
+    assert picture[97:104, 93:108].reshape(-1, 3).tolist().count([0, 255, 0]) > 3
+
+
+@pytest.mark.parametrize(
+    ('xy', 'visible', 'ids', 'message'),
+    [
+        ((2, 3, 2), (2, 4), 3, 'visible'),
+        ((2, 3, 2), (2, 3), 4, '3 tracks but ids'),
+        ((2, 3), (2, 3), 3, r'\(T, N, 2\)'),
+    ],
+)
+def test_arrays_that_do_not_belong_together(xy, visible, ids, message):
+    with pytest.raises(ValueError, match=message):
+        draw_tracks(GREY, np.zeros(xy), np.zeros(visible, bool), np.arange(ids))
+
+
+def test_contact_sheet_places_every_frame():
+    frames = [np.full((20, 30, 3), 40 * (i + 1), np.uint8) for i in range(5)]
+    sheet = contact_sheet(frames, columns=3)
+    assert {40, 80, 120, 160, 200} <= set(np.unique(sheet))
+    assert sheet.shape[0] > 2 * 20 and sheet.shape[1] > 3 * 30
+    with pytest.raises(ValueError, match='at least one'):
+        contact_sheet([])
+    with pytest.raises(ValueError, match='different sizes'):
+        contact_sheet([GREY, GREY[:100]])
+
+
+def test_a_video_comes_back(tmp_path):
+    path = tmp_path / 'out.mp4'
+    frames = [np.full((120, 160, 3), (200, 20 * i, 50), np.uint8) for i in range(8)]
+    write_video(path, iter(frames), 20)
+    video = cv2.VideoCapture(str(path))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    back = [video.read()[1][..., ::-1] for _ in range(8)]
+    assert not video.read()[0]
+    assert np.abs(np.stack(back).astype(int) - frames).max() < 12
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'error', 'message'),
+    [
+        ('a.mp4', [], ValueError, 'no frames'),
+        ('a.avi', [GREY], ValueError, 'as .mp4'),
+        ('missing/a.mp4', [GREY], OSError, 'no folder'),
+        ('a.mp4', [GREY, GREY[:100]], ValueError, 'different sizes'),
+        ('a.mp4', [GREY.astype(float)], ValueError, 'uint8'),
+    ],
+)
+def test_a_video_that_cannot_be_written_says_why(tmp_path, name, frames, error, message):
+    with pytest.raises(error, match=message):
+        write_video(tmp_path / name, frames, 10)
+    assert not list(tmp_path.iterdir())

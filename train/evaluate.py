@@ -1,0 +1,382 @@
+"""Measure any checkpoint or ONNX file, and the classical trackers beside it, on a data set.
+
+    python train/evaluate.py --dataset badja --data ../shared/davis --checkpoint realtime.onnx
+
+Streaming gives the runtime one frame at a time, each query when its frame comes, and no future
+frames; whole-video gives the model the clip at once. The table goes to the terminal and, with the
+scores of every clip, into a JSON file.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train import datasets, metrics
+from train.baselines import BASELINES, Tracker, standing_still
+from train.datasets import Clip, DataError
+
+
+def streaming(model: str | Path, engine: str = 'auto', threads: int = 0) -> Tracker:
+    """Return a tracker that feeds a model file to the streaming runtime frame by frame.
+
+    The tracker's positions before a query are the query, invisible. Raises EngineError for a
+    file that no runtime takes.
+    """
+    from cotracker_ros import engines
+    from cotracker_ros.streaming import StreamingTracker
+
+    runtime: StreamingTracker | None = None
+    if not isinstance(model, engines.Engine):
+        model = engines.find_model(model, engine)  # a wrong name is told before any work
+
+    def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal runtime
+        if runtime is None or runtime.max_points < len(queries):
+            runtime = StreamingTracker(model, len(queries), engine, threads)
+        runtime.reset()
+        xy, visible = standing_still(video, queries)
+        visible[:] = False
+        height, width = video.shape[1:3]
+        column: dict[int, int] = {}  # of each id
+        for t, frame in enumerate(video):
+            new = np.flatnonzero(queries[:, 0].astype(int) == t)
+            asked = np.clip(queries[new, 1:], -0.5, (width - 0.5, height - 0.5))
+            ids = runtime.add_points(asked, stamp=float(t))
+            column.update(zip(ids.tolist(), new.tolist(), strict=True))
+            tracks = runtime.track(frame, float(t))
+            at = [column[i] for i in tracks.ids.tolist()]
+            xy[t, at], visible[t, at] = tracks.xy, tracks.visible
+        return xy, visible
+
+    return track
+
+
+LOCAL_EXTENT = 50  # px of the model's image that a local grid spans
+
+
+def whole_video(
+    checkpoint: str | Path,
+    iterations: int | None = None,
+    grid: int | None = None,
+    local_grid: int = 0,
+    as_first_told: bool = False,
+    device: str = 'cpu',
+) -> Tracker:
+    """Return a tracker that gives a checkpoint the whole clip at once, as the papers do.
+
+    iterations: None for the model's own number. grid: side of a square of support points over the
+    first frame; None for CoTracker3's 5, or none for the real-time model, which sees no future
+    frames here either. local_grid: side of another in 50 px around the target, tracked one target
+    at a time; CoTracker3 was measured with 8. as_first_told: of a network of sliding windows take
+    each frame from the first window that holds it, half a window late at most, where else the
+    last window has its say. Raises ValueError for a checkpoint that cannot be loaded.
+    """
+    import torch
+
+    from cotracker_ros import geometry
+    from cotracker_ros.model import load_checkpoint
+    from cotracker_ros.streaming import VISIBLE_THRESHOLD
+    from cotracker_ros.streaming.image import resize
+
+    model = load_checkpoint(checkpoint).to(device)
+    size = model.image_size
+    published = getattr(model.config, 'name', '')  # of CoTracker 1, 2 or 3
+    if as_first_told and not getattr(model.config, 'sliding', False):
+        raise ValueError(f'{checkpoint}: only a network of sliding windows tells a frame twice')
+    move = {'': geometry.rescale, 'cotracker1': geometry.rescale_plain}.get(
+        published, geometry.rescale_aligned
+    )
+    side = grid if grid is not None else 5 if published else 0
+    steps = {} if iterations is None else {'iterations': iterations}
+
+    def run(video: torch.Tensor, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked = torch.from_numpy(queries.astype(np.float32)).to(device)
+        with torch.no_grad():
+            if as_first_told:
+                tracks = _as_first_told(model, video, asked, iterations or 6)
+            else:
+                tracks = model.track(video, asked, **steps)
+        seen = tracks.visibility * tracks.confidence > VISIBLE_THRESHOLD
+        return tracks.xy.cpu().numpy(), seen.cpu().numpy()
+
+    def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        frames = video if published else np.stack([resize(frame, size) for frame in video])
+        images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
+        if published:
+            images = torch.nn.functional.interpolate(
+                images, size, mode='bilinear', align_corners=True
+            )
+        asked = np.concatenate([queries[:, :1], move(queries[:, 1:], video.shape[1:3], size)], 1)
+        extra = support_grid(size, side)
+        if local_grid:
+            parts = []
+            for n, query in enumerate(asked):
+                local = support_grid((LOCAL_EXTENT, LOCAL_EXTENT), local_grid, query[1:])
+                parts.append(run(images, np.concatenate([asked[n : n + 1], extra, local])))
+            xy, visible = (np.concatenate([part[i][:, :1] for part in parts], 1) for i in (0, 1))
+        else:
+            xy, visible = run(images, np.concatenate([asked, extra]))
+        count = len(queries)
+        return move(xy[:, :count], size, video.shape[1:3]), visible[:, :count]
+
+    return track
+
+
+def _as_first_told(model, video, queries, iterations: int):
+    """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
+    import torch
+
+    from cotracker_ros.model.cotracker import Estimate, Stream, Tracks
+
+    window, half = model.config.window, model.config.window // 2
+    pieces = [video[None, :window], *video[None, window:].split(half, dim=1)]
+    stream, told = Stream(queries[None]), []
+    for piece in pieces:
+        if not piece.shape[1]:
+            continue
+        estimates, stream = model.advance(stream, piece, iterations)
+        told.append(estimates[-1].over(slice(half if told else 0, None)))
+    joined = (torch.cat([getattr(e, name) for e in told], 2) for name in ('xy', 'logits'))
+    tracks = model.read_out(Estimate(*joined))
+    return Tracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
+
+
+def support_grid(
+    extent: tuple[int, int], points: int, centre: np.ndarray | None = None
+) -> np.ndarray:
+    """Return queries (points^2, 3) in frame 0, a grid over extent (H, W) px around a centre.
+
+    Margins are W / 64, rows outermost, one point in the middle; the centre is the extent's own
+    unless given.
+    """
+    height, width = extent
+    margin = width / 64
+    rows = np.linspace(margin, height - margin, points) if points != 1 else [height / 2]
+    columns = np.linspace(margin, width - margin, points) if points != 1 else [width / 2]
+    y, x = np.meshgrid(rows, columns, indexing='ij')
+    shift = (0, 0) if centre is None else centre - np.array([width, height]) / 2
+    return np.stack([np.zeros(points**2), x.ravel() + shift[0], y.ravel() + shift[1]], 1)
+
+
+def both_ways(tracker: Tracker) -> Tracker:
+    """Return a tracker that also goes back in time from each query, as strided queries demand."""
+
+    def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mirrored = queries.copy()
+        mirrored[:, 0] = len(video) - 1 - queries[:, 0]
+        xy, visible = tracker(video, queries)
+        old_xy, old_visible = (part[::-1] for part in tracker(video[::-1], mirrored))
+        before = np.arange(len(video))[:, None] < queries[:, 0]
+        return np.where(before[..., None], old_xy, xy), np.where(before, old_visible, visible)
+
+    return track
+
+
+def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dict[str, float]:
+    """Return the measures that belong to a clip.
+
+    BADJA's where it has mask areas, PoseTrack's where it has heads, else TAP-Vid's, survival and
+    what becomes of points while and after they are hidden.
+    """
+    if clip.area is not None:
+        return metrics.badja(xy, clip.tracks, clip.visible, clip.area)
+    query_t = clip.queries[:, 0].astype(int)
+    truth = (query_t, clip.tracks, clip.visible)
+    if clip.pose is not None:
+        return metrics.pose(*truth, xy, clip.pose.head, clip.pose.area, clip.pose.sigma)
+    known = np.ones_like(clip.visible) if clip.known is None else clip.known
+    scores = metrics.tapvid(*truth, xy, visible, clip.size, strided)
+    scores['survival'] = metrics.survival(query_t, clip.tracks, known, xy, clip.size)
+    hidden = known & ~clip.visible
+    if hidden.any():
+        scores['position_accuracy_hidden'] = metrics.occluded_accuracy(
+            query_t, clip.tracks, hidden, xy, clip.size
+        )
+    found = metrics.redetection(*truth, xy, visible, clip.size)
+    return scores | {f'redetection_{name}': value for name, value in found.items()}
+
+
+def evaluate(
+    trackers: Mapping[str, Tracker], clips: Iterable[Clip], strided: bool = False
+) -> dict[str, dict]:
+    """Run trackers over clips; returns {tracker: {'mean': scores, 'clips': {name: scores}, ...}}.
+
+    `seconds` is a tracker's own time, `frames` how many it was given. Clips may come from a
+    generator: one is in memory at a time. Raises DataError from the reader, and ValueError where
+    a tracker's result has another shape than the clip.
+    """
+    rows = {name: {'mean': {}, 'clips': {}, 'seconds': 0.0, 'frames': 0} for name in trackers}
+    for clip in tqdm(clips, unit='clip', leave=False, disable=None):
+        for name, tracker in trackers.items():
+            run, row = both_ways(tracker) if strided else tracker, rows[name]
+            began = time.perf_counter()
+            xy, visible = run(clip.video, clip.queries)
+            row['seconds'] += time.perf_counter() - began
+            row['frames'] += len(clip.video)
+            row['clips'][clip.name] = score(clip, xy, visible, strided)
+    for row in rows.values():
+        if not row['clips']:
+            raise DataError('the data set holds no clip with a point to track')
+        row['mean'] = metrics.mean_scores(row['clips'].values())
+    return rows
+
+
+def badja_scores(
+    track_fn: Callable[[np.ndarray, np.ndarray], np.ndarray], data: str | Path = '../shared/davis'
+) -> dict[str, float]:
+    """Return BADJA's measures of a bare function, for training runs.
+
+    track_fn takes a video (T, H, W, 3) uint8 at 320 x 512 and the queries (N, 2) px of frame 0,
+    and returns xy (T, N, 2) px. The result holds badja_segment and badja_3px, the means over
+    clips, and NAME/badja_segment and so on for each clip. The clips are read once per process.
+    """
+    clips = {
+        clip.name: metrics.badja(
+            np.asarray(track_fn(clip.video, clip.queries[:, 1:])),
+            clip.tracks,
+            clip.visible,
+            clip.area,
+        )
+        for clip in _badja_clips(str(data))
+    }
+    each = {f'{name}/{key}': v for name, scores in clips.items() for key, v in scores.items()}
+    return metrics.mean_scores(clips.values()) | each
+
+
+@lru_cache(maxsize=1)
+def _badja_clips(root: str) -> tuple[Clip, ...]:
+    return tuple(datasets.badja(root))
+
+
+def _only_first(read: Callable[[Path], Iterable[Clip]]) -> Callable[..., Iterable[Clip]]:
+    def reader(root: Path, strided: bool) -> Iterable[Clip]:
+        if strided:
+            raise DataError('this data set has its own queries; strided ones are for TAP-Vid')
+        return read(root)
+
+    return reader
+
+
+READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
+    'badja': _only_first(datasets.badja),
+    'procedural': _only_first(datasets.held_out),
+    'dynamic_replica': _only_first(datasets.dynamic_replica),
+    'posetrack': _only_first(datasets.posetrack),
+    'kubric': datasets.kubric,
+    'tapvid_davis': datasets.tapvid,
+    'tapvid_kinetics': datasets.tapvid,
+    'tapvid_rgb_stacking': datasets.tapvid,
+    'tapvid_robotap': datasets.tapvid,
+}
+COLUMNS = {
+    'badja_segment': 'segment',
+    'badja_3px': '3 px',
+    'pck': 'PCK',
+    'oks': 'OKS',
+    'temporal_consistency': 'consistent',
+    'average_jaccard': 'AJ',
+    'position_accuracy': 'delta',
+    'position_accuracy_hidden': 'hidden',
+    'occlusion_accuracy': 'OA',
+    'survival': 'survival',
+    'redetection_recovered': 'recovered',
+    'redetection_reported': 'reported',
+}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Return results of `evaluate`, by tracker, as an aligned table in percent."""
+    names = [name for name in COLUMNS if any(name in row['mean'] for row in rows.values())]
+    lines = [['', *(COLUMNS[name] for name in names), 'frames/s']]
+    for label, row in rows.items():
+        speed = row['frames'] / max(row['seconds'], 1e-9)
+        lines.append(
+            [label, *(f'{row["mean"].get(name, np.nan):.1f}' for name in names), f'{speed:.1f}']
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return '\n'.join(
+        '  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, with one message where something is wrong."""
+    parser = argparse.ArgumentParser(description='Measure trackers on a data set.')
+    parser.add_argument('--dataset', required=True, choices=sorted(READERS))
+    parser.add_argument(
+        '--data', type=Path, required=True,
+        help='its folder or file; procedural: a file, rendered if it is not there',
+    )
+    parser.add_argument(
+        '--checkpoint', action='append', default=[],
+        help='.onnx, .safetensors, .pth or a shipped name; may be repeated; none: baselines alone',
+    )
+    parser.add_argument('--mode', choices=('streaming', 'whole-video'), default='streaming')
+    group = parser.add_argument_group('streaming')
+    group.add_argument('--engine', default='auto', help='the runtime [auto: by the file]')
+    group.add_argument('--threads', type=int, default=0, help='of the runtime; 0: automatic')
+    group = parser.add_argument_group('whole-video')
+    group.add_argument('--iterations', type=int, help="of refinement [the model's own]")
+    group.add_argument(
+        '--support-grid', type=int,
+        help='side of a grid of support points [5; 0 for the real-time model]',
+    )
+    group.add_argument(
+        '--local-grid', type=int, default=0,
+        help='side of a grid around each target, tracked one at a time; CoTracker3: 8 [0]',
+    )
+    group.add_argument(
+        '--as-first-told', action='store_true',
+        help='take frames from the first window that holds them',
+    )
+    group.add_argument('--device', default='cpu', help='where torch computes')
+    parser.add_argument('--queries', choices=('first', 'strided'), default='first')
+    parser.add_argument('--limit', type=int, help='number of clips, for a quick look')
+    parser.add_argument('--output', type=Path, help='JSON file [runs/evaluate_DATASET.json]')
+    args = parser.parse_args(arguments)
+    output = args.output or Path('runs') / f'evaluate_{args.dataset}.json'
+    try:
+        rows = run(args)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        output.write_text(json.dumps({'settings': settings, 'results': rows}, indent=1) + '\n')
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'evaluate: {error}', file=sys.stderr)
+        return 1
+    print(table(rows))
+    print(f'saved {output}')
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, dict]:
+    """Evaluate the checkpoints and the baselines that the command line names."""
+    trackers = {}
+    for checkpoint in args.checkpoint:
+        if args.mode == 'streaming':
+            tracker = streaming(checkpoint, args.engine, args.threads)
+        else:
+            tracker = whole_video(
+                checkpoint, args.iterations, args.support_grid, args.local_grid,
+                args.as_first_told, args.device,
+            )  # fmt: skip
+        trackers[Path(checkpoint).name] = tracker
+    trackers |= BASELINES
+    strided = args.queries == 'strided'
+    clips = islice(READERS[args.dataset](args.data, strided), args.limit)
+    return evaluate(trackers, clips, strided)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

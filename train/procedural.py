@@ -1,0 +1,483 @@
+"""Procedural video with exact tracks: layered textured sprites on smooth random paths.
+
+A scene is a background and K sprites in depth order. A layer is a function of its own coordinates
+u in [-1, 1]^2 (texture and coverage), carried to the image by a homography that changes with time
+and, for some layers, bent by a smooth non-rigid wave. Rendering maps every pixel back to u and
+composites the layers; a track maps one u forward; visibility samples the same coverage at the same
+place. All three use the same two functions, `to_layer` and `to_image`, so tracks are exact by
+construction.
+
+Coordinates of tracks are pixels, (0, 0) the centre of the top-left pixel, x before y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.textures import TextureBank
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What the random scenes are made of; every field is a range or a probability."""
+
+    size: tuple[int, int] = (192, 256)  # height, width, px
+    frames: int = 16
+    objects: tuple[int, int] = (4, 9)
+    radius: tuple[float, float] = (0.08, 0.36)  # sprite radius / image height
+    speed: float = 0.012  # typical displacement of a sprite per frame / image width
+    camera_speed: float = 0.008  # typical displacement of the background per frame / image width
+    deform: float = 0.5  # share of sprites that bend
+    limbs: float = 0.45  # share of sprites that hang on the one before
+    photometric: float = 1.0  # strength of lighting, blur and noise
+    pause: float = 0.15  # share of clips whose camera stands still
+
+
+@dataclass
+class Clips:
+    """A batch of rendered clips.
+
+    video (B, T, H, W, 3) uint8 RGB; tracks (B, T, N, 2) px; visible (B, T, N) bool;
+    query_frame (B, N) int64, a frame in which the point is visible.
+    """
+
+    video: Tensor
+    tracks: Tensor
+    visible: Tensor
+    query_frame: Tensor
+
+    def to(self, device: torch.device | str) -> Clips:
+        """Move every tensor."""
+        return Clips(*(x.to(device) for x in vars(self).values()))
+
+
+class Layers:
+    """Geometry of B scenes of L layers at T times; layer 0 is the background.
+
+    forward (B, L, T, 3, 3) maps layer coordinates to pixels; amplitude, frequency (B, L, 2) and
+    phase (B, L, T, 2) describe the wave u = v + amplitude * sin(frequency * swap(v) + phase).
+    """
+
+    def __init__(self, forward: Tensor, amplitude: Tensor, frequency: Tensor, phase: Tensor):
+        self.forward, self.inverse = forward, torch.linalg.inv(forward.double()).float()
+        self.amplitude, self.frequency, self.phase = amplitude, frequency, phase
+
+    def wave(self, v: Tensor, layer: Tensor | int) -> Tensor:
+        """Displacement of the non-rigid wave at v (B, T, ..., 2)."""
+        shape = (v.shape[0], -1) + (1,) * (v.ndim - 3) + (2,)
+        amplitude = self.amplitude[:, layer].view(shape)
+        frequency = self.frequency[:, layer].view(shape)
+        return amplitude * torch.sin(frequency * v.flip(-1) + self.phase[:, layer].view(shape))
+
+    def to_layer(self, xy: Tensor, layer: int) -> Tensor:
+        """Pixels (B, T, ..., 2) to coordinates u of one layer."""
+        v = transform(self.inverse[:, layer], xy)
+        return v + self.wave(v, layer)
+
+    def to_image(self, u: Tensor, layer: Tensor) -> Tensor:
+        """Layer coordinates u (B, N, 2) of the points' own layers (B, N) to pixels (B, T, N,
+        2).
+        """
+        pick = torch.arange(len(u), device=u.device)[:, None]
+        amplitude = self.amplitude[pick, layer][:, None]
+        frequency = self.frequency[pick, layer][:, None]
+        phase = self.phase[pick, layer].transpose(1, 2)
+        v = u[:, None].expand_as(phase)
+        for _ in range(40):  # a contraction of at most 0.5: exact in float32 after 25
+            v = u[:, None] - amplitude * torch.sin(frequency * v.flip(-1) + phase)
+        return transform(self.forward[pick, layer].transpose(1, 2), v[..., None, :])[..., 0, :]
+
+
+def transform(matrix: Tensor, xy: Tensor) -> Tensor:
+    """Apply homographies (..., 3, 3) to points (..., *, 2), the leading axes shared."""
+    extra = xy.ndim - matrix.ndim + 1
+    m = matrix.reshape(matrix.shape[:-2] + (1,) * extra + (3, 3))
+    x, y = xy.unbind(-1)
+    # Written out: a batched product of 3x3 matrices copies the whole pixel grid several times.
+    w = (m[..., 2, 0] * x + m[..., 2, 1] * y + m[..., 2, 2]).clamp_min(1e-3)
+    return torch.stack(
+        [(m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2]) / w for i in (0, 1)], -1
+    )
+
+
+class ProceduralVideo:
+    """A seeded source of clips. The same seed gives the same clips on the same device."""
+
+    def __init__(
+        self,
+        config: SceneConfig,
+        seed: int = 0,
+        device: torch.device | str = 'cpu',
+        textures: Sequence[np.ndarray] = (),
+        bank: int = 64,
+    ):
+        """Textures are photographs (H, W, 3) uint8 to mix with the generated bank of `bank`
+        textures.
+        """
+        self.config, self.device = config, torch.device(device)
+        self.rng = torch.Generator(device=self.device).manual_seed(seed)
+        self.bank = TextureBank(bank, self.rng, self.device, textures)
+
+    # random numbers
+    # -------------------------------------------------------------------------------
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(shape, generator=self.rng, device=self.device) * (high - low) + low
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.rng, device=self.device)
+
+    def chance(self, p: float, *shape: int) -> Tensor:
+        return self.uniform(*shape) < p
+
+    def path(self, shape: tuple[int, ...], times: Tensor, speed: Tensor | float) -> Tensor:
+        """Smooth random paths (*shape, T) whose typical change per frame is `speed`; 0 at no time.
+
+        A steady drift and three sines of period 8 to 80 frames, amplitudes inverse to frequency.
+        """
+        t = times.expand(*shape, -1)
+        speed = torch.as_tensor(speed, device=self.device)
+        speed = speed.expand(shape)[..., None] if speed.ndim else speed
+        out = self.normal(*shape, 1) * t * 0.6
+        for low, high in ((0.08, 0.2), (0.2, 0.45), (0.4, 0.8)):
+            omega = self.uniform(*shape, 1, low=low, high=high)
+            phase = self.uniform(*shape, 1, high=2 * math.pi)
+            out = out + 0.6 * self.normal(*shape, 1) / omega * torch.sin(omega * t + phase)
+        return out * speed
+
+    # scene
+    # ----------------------------------------------------------------------------------------
+
+    def layers(self, batch: int, times: Tensor) -> Layers:
+        """Random geometry of `batch` scenes at the given times (B, T)."""
+        c, (height, width) = self.config, self.config.size
+        count, frames = c.objects[1] + 1, times.shape[1]
+        times = times[:, None]
+        # Half of the sprites are slow, a few are fast; the camera likewise.
+        tempo = torch.exp(0.9 * self.normal(batch, count)).clamp(0.02, 4)
+        speed = c.speed * width * tempo
+        camera = c.camera_speed * width * torch.exp(0.9 * self.normal(batch)).clamp(0.02, 4)
+        camera = camera * ~self.chance(c.pause, batch)
+
+        radius = (
+            torch.exp(
+                self.uniform(batch, count, low=math.log(c.radius[0]), high=math.log(c.radius[1]))
+            )
+            * height
+        )
+        radius[:, 0] = 0.9 * width
+        centre = self.uniform(batch, count, 2) * torch.tensor([width, height], device=self.device)
+        centre[:, 0] = torch.tensor([width / 2, height / 2], device=self.device)
+
+        own = (
+            torch.arange(count, device=self.device) > 0
+        ).float()  # the background moves with the camera only
+        shift = torch.stack([self.path((batch, count), times, speed * own) for _ in range(2)], -1)
+        angle = self.path((batch, count), times, 0.04 * own * tempo)
+        zoom = self.path((batch, count), times, 0.02 * own * tempo).clamp(-0.7, 0.7)
+        tilt = torch.stack(
+            [self.path((batch, count), times, 0.015 * own) for _ in range(2)], -1
+        ).clamp(-0.25, 0.25)
+        start = self.uniform(batch, count, 1, high=2 * math.pi)
+        aspect = torch.exp(0.35 * self.normal(batch, count, 1))
+        start[:, 0], aspect[:, 0] = start[:, 0] * 0.1, 1.0
+        local = matrix(
+            radius[..., None] * zoom.exp(), angle + start, centre[:, :, None] + shift, tilt, aspect
+        )
+
+        # Limbs: the sprite hangs on the one below it, offset inside its outline, swinging about
+        # the joint.
+        swing = self.path((batch, count), times, 0.12 * tempo.clamp_max(1.5)) + self.uniform(
+            batch, count, 1, high=2 * math.pi
+        )
+        size = self.uniform(batch, count, 1, low=0.35, high=0.8).expand(-1, -1, frames)
+        joint = self.uniform(batch, count, 1, 2, low=-0.6, high=0.6).expand(-1, -1, frames, -1)
+        reach = torch.zeros_like(joint)
+        reach[..., 0] = 0.6
+        limb = matrix(
+            size,
+            swing,
+            joint,
+            torch.zeros_like(tilt),
+            self.uniform(batch, count, 1, low=1.0, high=2.5),
+        )
+        limb = limb @ matrix(
+            torch.ones_like(size),
+            torch.zeros_like(size),
+            reach,
+            torch.zeros_like(tilt),
+            torch.ones_like(aspect),
+        )
+        limbs = self.chance(c.limbs, batch, count)
+        limbs[:, :2] = False
+        self.is_limb = limbs
+        chain = [local[:, 0], local[:, 1]]
+        for k in range(2, count):
+            chain.append(
+                torch.where(limbs[:, k, None, None, None], chain[-1] @ limb[:, k], local[:, k])
+            )
+        forward = torch.stack(chain, 1)
+
+        # The camera moves every layer, near layers (high index) more: parallax.
+        depth = torch.linspace(1.0, 1.6, count, device=self.device)[None, :, None]
+        pan = torch.stack([self.path((batch, 1), times, camera[:, None]) for _ in range(2)], -1)
+        shake = self.chance(0.3, batch, 1, 1, 1) * 0.006 * width * self.normal(batch, 1, frames, 2)
+        roll = self.path((batch, 1), times, 0.006 * (camera[:, None] > 0))
+        zoom = self.path((batch, 1), times, 0.012 * (camera[:, None] > 0)).clamp(-0.5, 0.5)
+        middle = centre[:, :1, None].expand(-1, count, frames, -1)
+        tilt = torch.stack(
+            [self.path((batch, 1), times, 0.00002 * (camera[:, None] > 0)) for _ in range(2)], -1
+        ).clamp(-4e-4, 4e-4)
+        ones = torch.ones(batch, count, frames, device=self.device)
+        to_centre = matrix(ones, 0 * ones, -middle, torch.zeros_like(middle), ones[..., :1])
+        view = matrix(
+            ones * zoom.exp(),
+            roll.expand_as(ones),
+            middle + (pan + shake) * depth[..., None],
+            tilt.expand_as(middle),
+            ones[..., :1],
+        )
+        forward = view @ to_centre @ forward
+
+        bend = self.chance(c.deform, batch, count, 1).float()
+        bend[:, 0] *= 0.3
+        frequency = self.uniform(batch, count, 2, low=1.0, high=5.0)
+        amplitude = bend * self.uniform(batch, count, 2, low=0.05, high=0.45) / frequency
+        phase = torch.stack([self.path((batch, count), times, 0.12 * tempo) for _ in range(2)], -1)
+        phase = phase + self.uniform(batch, count, 1, 2, high=2 * math.pi)
+        return Layers(forward, amplitude, frequency, phase)
+
+    def sprites(self, batch: int) -> Tensor:
+        """Random textures with coverage, (B, L, 4, h, w): RGB in [0, 1] and alpha in [0, 1]."""
+        count, side = self.config.objects[1], 160
+        colour = self.bank.draw(batch * count, side).view(batch, count, 3, side, side)
+        # A limb often wears the skin of its body.
+        skin = self.chance(0.7, batch, count) & self.is_limb[:, 1:]
+        for k in range(1, count):
+            colour[:, k] = torch.where(
+                skin[:, k, None, None, None], colour[:, k - 1].flip(-1), colour[:, k]
+            )
+        shading = self.normal(batch * count, 1, 3, 3) * 0.35
+        shading = F.interpolate(shading, (side, side), mode='bicubic', align_corners=True)
+        colour = (colour * torch.exp(shading).view(batch, count, 1, side, side)).clamp(0, 1)
+        alpha = self.outlines(batch * count, side).view(batch, count, 1, side, side)
+        number = torch.randint(
+            self.config.objects[0], count + 1, (batch, 1), generator=self.rng, device=self.device
+        )
+        used = torch.arange(count, device=self.device) < number
+        return torch.cat([colour, alpha * used[..., None, None, None]], 2)
+
+    def outlines(self, count: int, side: int) -> Tensor:
+        """Random coverage masks (count, side, side): blobs, polygons, bars and rings, edges one
+        texel soft.
+        """
+        axis = torch.linspace(-1, 1, side, device=self.device)
+        y, x = torch.meshgrid(axis, axis, indexing='ij')
+        theta, r = torch.atan2(y, x), torch.hypot(x, y)
+        order = torch.arange(2, 8, device=self.device)
+        amplitude = self.normal(count, 6) * 0.5 / order * self.uniform(count, 1, high=1.5)
+        wave = torch.cos(order * theta[..., None] + 0.0)[None] * amplitude[:, None, None]
+        quad = (
+            torch.sin(order * theta[..., None])[None]
+            * (self.normal(count, 6) * 0.3 / order)[:, None, None]
+        )
+        blob = 0.7 * torch.exp((wave + quad).sum(-1)).clamp(0.25, 1.35) - r
+        sides = torch.randint(3, 8, (count, 1, 1), generator=self.rng, device=self.device)
+        sector = 2 * math.pi / sides
+        turned = torch.remainder(theta + self.uniform(count, 1, 1, high=6.3), sector) - sector / 2
+        polygon = 0.9 * torch.cos(sector / 2) - r * torch.cos(turned)
+        thickness = self.uniform(count, 1, 1, low=0.06, high=0.35)
+        bar = torch.minimum(thickness - y.abs(), 0.92 - x.abs())
+        ring = torch.minimum(0.9 - r, r - self.uniform(count, 1, 1, low=0.4, high=0.75))
+        kind = self.uniform(count, 1, 1)
+        distance = torch.where(
+            kind < 0.45,
+            blob,
+            torch.where(kind < 0.7, polygon, torch.where(kind < 0.93, bar, ring)),
+        )
+        edge = torch.minimum(torch.minimum(1 - x.abs(), 1 - y.abs()) - 2.0 / side, distance)
+        return (edge * side / 2 + 0.5).clamp(0, 1)
+
+    # rendering
+    # ------------------------------------------------------------------------------------
+
+    def clips(self, batch: int, points: int, times: Tensor | None = None) -> Clips:
+        """Render `batch` clips with `points` tracks each. Times (B, T) in frames; default 0, 1,
+        2, ...
+        """
+        if times is None:
+            times = torch.arange(self.config.frames, device=self.device).expand(batch, -1).float()
+        # Paths are stationary except for their drift: centre time on the clip.
+        times = times - times.mean(1, keepdim=True)
+        layers = self.layers(batch, times)
+        sprites = self.sprites(batch)
+        ground = self.bank.draw(batch, 512)
+        video = self.render(layers, sprites, ground)
+        tracks, visible, query_frame = self.points(layers, sprites, points)
+        video = self.photometric(video)
+        return Clips(
+            (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous(),
+            tracks,
+            visible,
+            query_frame,
+        )
+
+    def render(self, layers: Layers, sprites: Tensor, ground: Tensor) -> Tensor:
+        """Composite all layers: (B, T, 3, H, W) in [0, 1]."""
+        (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
+        pixel = torch.stack(
+            torch.meshgrid(
+                torch.arange(width, device=self.device),
+                torch.arange(height, device=self.device),
+                indexing='xy',
+            ),
+            -1,
+        ).float()
+        pixel = pixel.expand(batch, frames, height, width, 2)
+        image = sample(ground, layers.to_layer(pixel, 0), padding='reflection')
+        for k in range(sprites.shape[1]):
+            rgba = sample(sprites[:, k], layers.to_layer(pixel, k + 1))
+            image = image + rgba[:, :, 3:] * (rgba[:, :, :3] - image)
+        return image
+
+    def points(self, layers: Layers, sprites: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tracks of points that are visible in their query frame; half of the points on sprites
+        where there are any.
+        """
+        (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
+        device, many = self.device, 4 * count
+        query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
+        query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
+        xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
+        cover = self.coverage(layers, sprites, xy[:, None].expand(-1, frames, -1, -1))
+        cover = cover.gather(2, query[:, None, None].expand(-1, sprites.shape[1], 1, -1))[
+            :, :, 0
+        ]  # (B, K, many)
+        top = (cover > 0.5).float() * torch.arange(1, sprites.shape[1] + 1, device=device)[
+            None, :, None
+        ]
+        top = top.amax(1).long()
+        clear = ((cover < 0.02) | (cover > 0.98)).all(1)  # a blended edge shows no single surface
+        score = self.uniform(batch, many) + (top > 0) * 0.35 - 10.0 * ~clear
+        keep = score.topk(count, 1).indices
+        xy, top, query = (
+            x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
+            for x in (xy, top, query)
+        )
+
+        # Layer coordinates of the surface seen in the query frame, then forward through time.
+        here = xy[:, None].expand(-1, frames, -1, -1)
+        u = torch.stack([layers.to_layer(here, k) for k in range(sprites.shape[1] + 1)], 1)
+        pick = (
+            torch.arange(batch, device=device)[:, None],
+            top,
+            query,
+            torch.arange(count, device=device),
+        )
+        tracks = layers.to_image(u[pick], top)
+        inside = (
+            (tracks >= 0) & (tracks <= torch.tensor([width - 1, height - 1], device=device))
+        ).all(-1)
+        over = self.coverage(layers, sprites, tracks) > 0.5
+        above = (
+            torch.arange(1, sprites.shape[1] + 1, device=device)[None, :, None, None]
+            > top[:, None, None]
+        )
+        return tracks, inside & ~(over & above).any(1), query
+
+    def coverage(self, layers: Layers, sprites: Tensor, xy: Tensor) -> Tensor:
+        """Alpha of every sprite at pixels xy (B, T, N, 2): (B, K, T, N)."""
+        return torch.stack(
+            [
+                sample(sprites[:, k, 3:], layers.to_layer(xy[:, :, None], k + 1))[:, :, 0, 0]
+                for k in range(sprites.shape[1])
+            ],
+            1,
+        )
+
+    # photometric model
+    # ----------------------------------------------------------------------------
+
+    def photometric(self, video: Tensor) -> Tensor:
+        """Lighting, shadow, defocus, motion blur and sensor noise; (B, T, 3, H, W) in [0, 1]."""
+        s, (batch, frames, _, height, width) = self.config.photometric, video.shape
+        if s == 0:
+            return video
+        t = torch.arange(frames, device=self.device)[None].float().expand(batch, -1)
+        gain = torch.exp(
+            s * (0.15 * self.normal(batch, 1) + self.path((batch,), t, 0.01)).clamp(-0.5, 0.5)
+        )
+        tint = torch.exp(s * 0.06 * self.normal(batch, 1, 3))
+        gamma = torch.exp(s * 0.2 * self.normal(batch, 1)).expand(-1, frames)
+        video = (
+            video.clamp(0, 1) ** gamma[..., None, None, None]
+            * (gain[..., None] * tint)[..., None, None]
+        )
+        # A soft shadow over each frame, wandering from frame to frame.
+        shadow = self.normal(batch, 1, 4, 5) + 0.3 * self.normal(batch, frames, 4, 5)
+        shadow = F.interpolate(shadow, (height, width), mode='bicubic', align_corners=True)
+        strength = s * 0.25 * self.chance(0.5, batch, 1, 1, 1) * self.uniform(batch, 1, 1, 1)
+        video = video * torch.exp(-strength * shadow.clamp(0, 2))[:, :, None]
+        video = self.blur(video, s)
+        noise = s * self.uniform(batch, 1, 1, 1, 1, high=0.03) * self.normal(*video.shape)
+        return (video + noise).clamp(0, 1)
+
+    def blur(self, video: Tensor, strength: float) -> Tensor:
+        """Per clip one of: none (60 %), defocus, or a straight motion blur up to 9 px."""
+        batch, frames, channels, height, width = video.shape
+        axis = torch.arange(-4, 5, device=self.device).float()
+        y, x = torch.meshgrid(axis, axis, indexing='ij')
+        sigma = self.uniform(batch, 1, 1, low=0.4, high=0.4 + strength)
+        angle = self.uniform(batch, 1, 1, high=math.pi)
+        length = self.uniform(batch, 1, 1, low=0.5, high=0.5 + 3.5 * strength)
+        along = x * angle.cos() + y * angle.sin()
+        across = y * angle.cos() - x * angle.sin()
+        line = torch.exp(-0.5 * (across / 0.6) ** 2) * (along.abs() <= length)
+        disc = torch.exp(-0.5 * (x**2 + y**2) / sigma**2)
+        kernel = torch.where(self.chance(0.5, batch, 1, 1), line, disc)
+        which = torch.nonzero(self.chance(0.4, batch)).flatten()
+        kernel = kernel / kernel.sum((1, 2), keepdim=True)
+        for b in which.tolist():
+            padded = F.pad(video[b].flatten(0, 1)[:, None], (4, 4, 4, 4), mode='replicate')
+            video[b] = F.conv2d(padded, kernel[b][None, None]).view(
+                frames, channels, height, width
+            )
+        return video
+
+
+def matrix(scale: Tensor, angle: Tensor, shift: Tensor, tilt: Tensor, aspect: Tensor) -> Tensor:
+    """Homographies (..., 3, 3): scale (times aspect on x), then rotate, then shift; tilt is the
+    perspective row.
+    """
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    wide = aspect.sqrt().expand_as(cos)
+    rows = [
+        cos * wide,
+        -sin / wide,
+        shift[..., 0],
+        sin * wide,
+        cos / wide,
+        shift[..., 1],
+        tilt[..., 0],
+        tilt[..., 1],
+        torch.ones_like(cos),
+    ]
+    out = torch.stack(torch.broadcast_tensors(*rows), -1)
+    return out.view(*out.shape[:-1], 3, 3)
+
+
+def sample(image: Tensor, u: Tensor, padding: str = 'zeros') -> Tensor:
+    """Images (B, C, h, w) at layer coordinates u (B, T, H, W, 2): (B, T, C, H, W)."""
+    batch, frames = u.shape[:2]
+    image = image[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+    out = F.grid_sample(
+        image, u.flatten(0, 1), mode='bilinear', padding_mode=padding, align_corners=True
+    )
+    return out.view(batch, frames, *out.shape[1:])

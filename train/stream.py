@@ -1,0 +1,92 @@
+"""The training stream: batch i is a function of the seed and i alone, so that a resumed run
+goes on exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from train.procedural import Clips, ProceduralVideo, SceneConfig
+
+CHAPTER = 400  # batches between new texture banks, which take some seconds to make
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a batch of clips holds."""
+
+    clips: int = 2
+    points: int = 64
+    bank: int = 64  # generated textures in use at a time
+    pace: tuple[float, float] = (
+        0.5,
+        2.0,
+    )  # frame rate of a clip against the scene's own, log-uniform
+    skip: float = 0.1  # chance that frames are dropped before a frame
+    shuffle: bool = False  # unrelated frame times up to pace[1] apart: for matching, not tracking
+
+
+class ClipStream(IterableDataset):
+    """Endless batches of `Clips` for one process of a run."""
+
+    def __init__(
+        self,
+        scene: SceneConfig,
+        stream: StreamConfig,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        device: str = 'cpu',
+        textures: Sequence[np.ndarray] = (),
+    ):
+        super().__init__()
+        self.scene, self.stream, self.seed, self.start = scene, stream, seed, start
+        self.rank, self.ranks, self.device, self.textures = rank, ranks, device, textures
+
+    def __iter__(self) -> Iterator[Clips]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker:
+            torch.set_num_threads(1)
+        video, chapter = None, -1
+        step = self.start + first
+        while True:
+            index = step * self.ranks + self.rank
+            if video is None or chapter != index // CHAPTER:
+                chapter = index // CHAPTER
+                seed = self.seed * 1_000_003 + chapter
+                video = ProceduralVideo(
+                    self.scene, seed, self.device, self.textures, self.stream.bank
+                )
+            video.rng.manual_seed(self.seed * 7_919_000_003 + index)
+            yield video.clips(self.stream.clips, self.stream.points, self.times(video))
+            step += stride
+
+    def times(self, video: ProceduralVideo) -> Tensor:
+        """Frame times (clips, T): evenly paced with dropped frames, in the scene's frames."""
+        shape, (low, high) = (self.stream.clips, self.scene.frames), self.stream.pace
+        if self.stream.shuffle:
+            return video.uniform(*shape, low=low, high=high).cumsum(1)
+        pace = low * (high / low) ** video.uniform(shape[0], 1)
+        dropped = (video.uniform(*shape) < self.stream.skip) * (
+            1 + 3 * video.uniform(*shape)
+        ).floor()
+        return pace * (1 + dropped).cumsum(1)
+
+
+def loader(stream: ClipStream, workers: int) -> Iterator[Clips]:
+    """Iterate over a stream, rendering in `workers` other processes, or in this one when 0 (as
+    on a GPU).
+    """
+    return iter(
+        DataLoader(
+            stream, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
+        )
+    )
