@@ -1,5 +1,6 @@
 """Images, tracks and queries as messages and as arrays; pure functions, no node."""
 
+import functools
 import sys
 from array import array
 from typing import NamedTuple
@@ -89,33 +90,20 @@ def image_to_array(msg: Image) -> np.ndarray:
 
     rgb8, bgr8, rgba8 and bgra8 are views of the message's bytes, with any strides; the rest is
     converted. 8UC3 and 8UC4 are taken as BGR, as OpenCV users publish them. Row padding (`step`)
-    and `is_bigendian` are honoured. Raises MessageError for everything that does not fit together.
+    and `is_bigendian` are honoured. cv_bridge, where it is installed, converts encodings that are none
+    of ENCODINGS. Raises MessageError for everything that does not fit together.
     """
     layout = _LAYOUTS.get(msg.encoding)
     if layout is None:
-        raise MessageError(f'image encoding {msg.encoding!r} is none of {", ".join(ENCODINGS)}')
+        return _by_cv_bridge(msg)
+    _check_size(msg)
     height, width = msg.height, msg.width
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise MessageError(f'image size {width} x {height}: each side must be 1 to {MAX_SIDE}')
     if (layout.channels == 2 and width % 2) or (layout.rows == (3, 2) and (width | height) % 2):
         raise MessageError(f'{msg.encoding} needs an even size, not {width} x {height}')
-    row_bytes = width * layout.channels * layout.depth // 8
-    if msg.step < row_bytes:
-        raise MessageError(
-            f'image step {msg.step} is less than a row of {width} pixels in '
-            f'{msg.encoding}: {row_bytes} bytes'
-        )
     rows = height * layout.rows[0] // layout.rows[1]
-    data = np.frombuffer(msg.data, np.uint8)
-    if data.size < msg.step * rows:
-        raise MessageError(
-            f'image data has {data.size} bytes, but {rows} rows of {msg.step} bytes '
-            f'need {msg.step * rows}'
-        )
-    data = data[: msg.step * rows]
+    values = _rows(msg, rows, width * layout.channels * layout.depth // 8)
     if layout.order == '':
-        return _nv24(data, height, width, msg.step)
-    values = data.reshape(rows, msg.step)[:, :row_bytes]
+        return _nv24(np.frombuffer(msg.data, np.uint8), height, width, msg.step)
     if layout.depth == 16:
         high = 0 if msg.is_bigendian else 1
         values = values.reshape(rows, -1, 2)[..., high]
@@ -123,6 +111,69 @@ def image_to_array(msg: Image) -> np.ndarray:
     if isinstance(layout.order, str):
         return _pick(values, layout.order)
     return cv2.cvtColor(values, layout.order)
+
+
+def depth_to_metres(msg: Image) -> np.ndarray:
+    """Return the depth image of `msg` as (H, W) float32 metres, NaN where nothing was measured.
+
+    16UC1 and mono16 hold millimetres, 32FC1 metres (REP 118). Raises MessageError.
+    """
+    kind = {'16UC1': 'u2', 'mono16': 'u2', '32FC1': 'f4'}.get(msg.encoding)
+    if kind is None:
+        raise MessageError(f'depth encoding {msg.encoding!r} is none of 16UC1, mono16, 32FC1')
+    _check_size(msg)
+    dtype = np.dtype(('>' if msg.is_bigendian else '<') + kind)
+    values = np.ascontiguousarray(_rows(msg, msg.height, msg.width * dtype.itemsize)).view(dtype)
+    with np.errstate(invalid='ignore'):  # signalling NaNs
+        metres = values.astype(np.float32) * np.float32(0.001 if kind == 'u2' else 1)
+    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
+    return metres
+
+
+def _check_size(msg: Image) -> None:
+    if not (0 < msg.height <= MAX_SIDE and 0 < msg.width <= MAX_SIDE):
+        raise MessageError(
+            f'image size {msg.width} x {msg.height}: each side must be 1 to {MAX_SIDE}'
+        )
+
+
+def _rows(msg: Image, rows: int, row_bytes: int) -> np.ndarray:
+    """View (rows, row_bytes) uint8 of the data without the padding of its rows."""
+    if msg.step < row_bytes:
+        raise MessageError(
+            f'image step {msg.step} is less than a row of {msg.width} pixels in '
+            f'{msg.encoding}: {row_bytes} bytes'
+        )
+    data = np.frombuffer(msg.data, np.uint8)
+    if data.size < msg.step * rows:
+        raise MessageError(
+            f'image data has {data.size} bytes, but {rows} rows of {msg.step} bytes '
+            f'need {msg.step * rows}'
+        )
+    return data[: msg.step * rows].reshape(rows, msg.step)[:, :row_bytes]
+
+
+@functools.cache
+def _cv_bridge():
+    """Return a bridge, or None; ROS distributions have it, the wheels do not."""
+    try:
+        from cv_bridge import CvBridge
+    except ImportError:
+        return None
+    return CvBridge()
+
+
+def _by_cv_bridge(msg: Image) -> np.ndarray:
+    reason = f'image encoding {msg.encoding!r} is none of {", ".join(ENCODINGS)}'
+    if _cv_bridge() is None:
+        raise MessageError(reason)
+    try:
+        frame = _cv_bridge().imgmsg_to_cv2(msg, 'rgb8')
+    except Exception as error:  # CvBridgeError, and numpy's where size and data do not fit
+        raise MessageError(f'{reason}; cv_bridge: {error}') from None
+    if frame.shape != (msg.height, msg.width, 3) or not frame.size:
+        raise MessageError(f'{reason}; cv_bridge made of it an array {frame.shape}')
+    return frame
 
 
 def _pick(values: np.ndarray, order: str) -> np.ndarray:
@@ -138,7 +189,7 @@ def _nv24(data: np.ndarray, height: int, width: int, step: int) -> np.ndarray:
     BT.601 with values from 16 to 235, as OpenCV takes the other YUV formats.
     """
     luma = data[: step * height].reshape(height, step)[:, :width]
-    chroma = data[step * height :].reshape(height, 2 * step)[:, : 2 * width]
+    chroma = data[step * height : step * height * 3].reshape(height, 2 * step)[:, : 2 * width]
     yuv = np.dstack([luma, chroma.reshape(height, width, 2)]).astype(np.float32)
     matrix = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]], np.float32)
     shift = -matrix @ np.array([16, 128, 128], np.float32)
