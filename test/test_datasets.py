@@ -312,9 +312,7 @@ def test_posetrack(tmp_path, rng):
     (clip,) = datasets.posetrack(tmp_path)
     assert clip.video.shape == (3, 48, 64, 3)  # from the first labelled frame on
     # Nose and left wrist of person 7 in frame 1, of person 9 in frame 3.
-    np.testing.assert_array_equal(
-        clip.queries, [[0, 10, 5], [0, 20, 7], [2, 30, 5], [2, 20, 9]]
-    )
+    np.testing.assert_array_equal(clip.queries, [[0, 10, 5], [0, 20, 7], [2, 30, 5], [2, 20, 9]])
     assert clip.visible.T.tolist() == [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]]
     assert clip.tracks[1, 0].tolist() == [20, 5]
     assert clip.pose.head[:, 0].tolist() == [6, 6, 6] and clip.pose.area[2, 2] == 600
@@ -333,6 +331,8 @@ def test_posetrack(tmp_path, rng):
 def test_dynamic_replica(tmp_path, rng):
     torch = pytest.importorskip('torch')
     notes, places, seen = [], rng.random((3, 20, 3)).astype(np.float32) * 40, rng.random((3, 20))
+    places[1, 5, 0], places[0, 6, 1] = 64, -1  # outside, whatever the mesh's visibility says
+    seen[:, 5:7] = 0
     for t in (2, 0, 1):  # in no order
         for camera in ('left', 'right'):
             frame, track = f'a_{camera}/{t}.png', f'a_{camera}/{t}.pth'
@@ -340,7 +340,10 @@ def test_dynamic_replica(tmp_path, rng):
             (tmp_path / frame).write_bytes(encoded(picture(rng)))
             content = {
                 'traj_2d': torch.from_numpy(places[t] + (camera == 'right')),
+                'traj_3d_world': torch.zeros(20, 3),
                 'verts_inds_vis': torch.from_numpy(seen[t] < 0.7),
+                'img': torch.zeros(48, 64, 3, dtype=torch.uint8),
+                'instances': torch.zeros(20),
             }
             torch.save(content, tmp_path / track)
             notes.append({
@@ -350,13 +353,23 @@ def test_dynamic_replica(tmp_path, rng):
     path = tmp_path / 'frame_annotations_valid.jgz'
     path.write_bytes(gzip.compress(json.dumps(notes).encode()))
     (clip,) = datasets.dynamic_replica(tmp_path, points=1000)
-    asked = seen[0] < 0.7
+    shown = (seen < 0.7) & (places[..., 0] <= 63) & (places[..., 1] >= 0)
+    asked = shown[0]
     np.testing.assert_array_equal(clip.tracks, places[:, asked, :2])
-    np.testing.assert_array_equal(clip.visible, seen[:, asked] < 0.7)
+    np.testing.assert_array_equal(clip.visible, shown[:, asked])
+    assert not asked[6] and not clip.visible[1, asked[:5].sum()]
     assert clip.known.all() and clip.video.shape == (3, 48, 64, 3)
     (few,) = datasets.dynamic_replica(tmp_path, points=4)
     assert few.tracks.shape == (3, 4, 2)
     np.testing.assert_array_equal(few.tracks[:, [0, -1]], clip.tracks[:, [0, -1]])
+
+    (again,) = datasets.dynamic_replica(path, points=4)  # the list itself
+    np.testing.assert_array_equal(again.tracks, few.tracks)
+    other = tmp_path / 'frame_annotations_test.jgz'
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r'2 splits; give the path of one, such as .*test\.jgz'):
+        list(datasets.dynamic_replica(tmp_path))
+    other.unlink()
 
     (tmp_path / 'a_left' / '1.pth').write_bytes(b'nothing')
     with pytest.raises(DataError, match=r'1\.pth: not the trajectories'):
@@ -367,6 +380,59 @@ def test_dynamic_replica(tmp_path, rng):
     path.unlink()
     with pytest.raises(DataError, match='no Dynamic Replica split'):
         list(datasets.dynamic_replica(tmp_path))
+
+
+def write_fastcapture(root, rng):
+    """Write one sequence of four frames and two points; the second is first seen in frame 1."""
+    (root / 'dancer' / 'frames').mkdir(parents=True)
+    for t in range(4):
+        (root / 'dancer' / 'frames' / f'{t:03d}.png').write_bytes(encoded(picture(rng)))
+    arrays = {
+        'xy': rng.uniform(0, 47, (4, 2, 2)).astype(np.float32),
+        'visible': np.array([[1, 0], [1, 1], [0, 1], [1, 1]], bool),
+    }
+    np.savez(root / 'dancer' / 'tracks.npz', **arrays)
+    return arrays
+
+
+def test_fastcapture(tmp_path, rng):
+    arrays = write_fastcapture(tmp_path, rng)
+    (clip,) = datasets.fastcapture(tmp_path)
+    assert clip.name == 'dancer' and clip.reach == 3 and clip.queries[:, 0].tolist() == [0, 1]
+    np.testing.assert_array_equal(clip.tracks, arrays['xy'])
+    np.testing.assert_array_equal(clip.visible, arrays['visible'])
+    path = tmp_path / 'dancer' / 'tracks.npz'
+    for content, message in (
+        ({'xy': arrays['xy']}, "needs arrays 'xy' and 'visible'"),
+        ({**arrays, 'visible': arrays['visible'].T}, r'visible \(2, 4\)'),
+        ({name: value[:3] for name, value in arrays.items()}, '4 frames but tracks of 3'),
+        ({'xy': np.array([{}]), 'visible': arrays['visible']}, 'allow_pickle'),
+    ):
+        np.savez(path, **content)
+        with pytest.raises(DataError, match=message):
+            list(datasets.fastcapture(tmp_path))
+    path.write_bytes(b'half')
+    with pytest.raises(DataError, match=r'tracks\.npz: needs arrays'):
+        list(datasets.fastcapture(tmp_path))
+    path.unlink()
+    with pytest.raises(DataError, match='no FastCapture folder'):
+        list(datasets.fastcapture(tmp_path))
+
+
+def test_a_clip_played_there_and_back_and_its_beginning(rng):
+    video = rng.integers(0, 256, (4, 8, 9, 3), np.uint8)
+    tracks = rng.random((4, 2, 2))
+    visible = rng.random((4, 2)) < 0.5
+    queries = np.array([[1, 2, 3], [3, 4, 5]])
+    clip = datasets.there_and_back(datasets.Clip('x', video, queries, tracks, visible))
+    for t, old in enumerate((0, 1, 2, 3, 2, 1, 0)):
+        np.testing.assert_array_equal(clip.video[t], video[old])
+        np.testing.assert_array_equal(clip.tracks[t], tracks[old])
+        np.testing.assert_array_equal(clip.visible[t], visible[old])
+    start = datasets.beginning(clip, 5, asked_before=3)
+    assert start.video.shape[0] == 5 and start.queries.tolist() == [[1, 2, 3]]
+    np.testing.assert_array_equal(start.tracks, clip.tracks[:5, :1])
+    assert datasets.beginning(clip, 5, asked_before=1) is None
 
 
 def test_an_occluder_hides_what_is_behind_it(rng):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,29 @@ def test_a_perfect_tracker_scores_100():
         evaluate.evaluate({'still': standing_still}, [])
     with pytest.raises(ValueError, match='do not belong together'):
         evaluate.evaluate({'short': lambda *_: (clip.tracks[1:], clip.visible)}, [clip])
+
+
+def test_a_clip_is_judged_by_its_own_protocol():
+    clip, size = moving_clip(), (8, 3)
+    far = clip.tracks + np.array([1.0, 0])
+    assert evaluate.score(replace(clip, reach=3.0), far, clip.visible, False) == {
+        'within_reach': 100
+    }
+    area = np.full(8, 64.0)
+    assert set(evaluate.score(replace(clip, area=area), far, clip.visible, False)) == {
+        'badja_segment', 'badja_3px',
+    }  # fmt: skip
+    pose = datasets.Pose(np.full(size, 9.0), np.full(size, 99.0), np.full(3, 0.05))
+    assert set(evaluate.score(replace(clip, pose=pose), far, clip.visible, False)) == {
+        'pck', 'oks', 'temporal_consistency',
+    }  # fmt: skip
+    # What a tracker says of visibility moves no measure of position.
+    said = evaluate.score(clip, far, clip.visible, False)
+    unsaid = evaluate.score(clip, far, ~clip.visible, False)
+    changed = {name for name in said if not np.array_equal(said[name], unsaid[name], True)}
+    assert changed == {
+        'occlusion_accuracy', 'average_jaccard', *(f'jaccard_{x}' for x in (4, 8, 16)),
+    }  # fmt: skip
 
 
 def write_tapvid(path):

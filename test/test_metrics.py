@@ -43,9 +43,7 @@ def test_a_far_visible_claim_is_both_a_miss_and_a_false_positive():
 
 
 def test_a_threshold_is_not_within_itself():
-    scores = metrics.tapvid(
-        np.array([0]), track(0, 0), seen(1, 1), track(0, 4), seen(1, 1), SIZE
-    )
+    scores = metrics.tapvid(np.array([0]), track(0, 0), seen(1, 1), track(0, 4), seen(1, 1), SIZE)
     assert [scores[f'position_accuracy_{x}'] for x in (4, 8)] == [0, 100]
 
 
@@ -102,6 +100,37 @@ def test_properties(rng, strided):
     assert metrics.tapvid(*real, moved, visible, SIZE, strided) == scores
     moved = np.where(true_visible[..., None], xy, xy + 99)
     assert metrics.tapvid(*real, moved, visible, SIZE, strided) == scores
+
+
+@settings(max_examples=25, deadline=None)
+@given(tracks)
+def test_every_protocol_gives_100_to_the_truth_and_less_to_a_shift(rng):
+    query_t, truth, true_visible, *_ = random_case(rng)
+    known, hidden = np.ones_like(true_visible), ~true_visible
+    hidden[-1] = True
+    area = np.full(len(truth), 100.0)
+    head, box = np.full(true_visible.shape, 10.0), np.full(true_visible.shape, 900.0)
+    sigma = np.full(len(query_t), 0.05)
+
+    def scores(xy):
+        return {
+            'within': metrics.within(query_t, truth, true_visible, xy, 3),
+            'hidden': metrics.occluded_accuracy(query_t, truth, hidden, xy, SIZE),
+            'survival': metrics.survival(query_t, truth, known, xy, SIZE),
+            **metrics.badja(xy, truth, true_visible, area),
+            **metrics.pose(query_t, truth, true_visible, xy, head, box, sigma),
+        }
+
+    perfect, shifted = scores(truth), scores(truth + 60)
+    assert {value for value in perfect.values() if np.isfinite(value)} == {100}
+    alike = 'temporal_consistency'  # a constant shift moves as the joint does, after the query
+    assert all(value < 1 for name, value in shifted.items() if name != alike)
+    found = metrics.redetection(query_t, truth, true_visible, truth, true_visible, SIZE)
+    unsaid = metrics.redetection(query_t, truth, true_visible, truth, ~true_visible, SIZE)
+    assert found['episodes'] == unsaid['episodes']
+    if found['episodes']:
+        assert found['recovered'] == found['reported'] == unsaid['recovered'] == 100
+        assert unsaid['reported'] == 0
 
 
 def test_badja_by_hand():

@@ -10,8 +10,9 @@ import io
 import json
 import pickle
 import tarfile
+import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -43,6 +44,7 @@ class Clip:
     known: np.ndarray | None = None  # (T, N) bool, where tracks is true; None: everywhere
     area: np.ndarray | None = None  # (T,) px of the object's mask, NaN without annotation (BADJA)
     pose: Pose | None = None  # of people's joints (PoseTrack)
+    reach: float | None = None  # px within which a point is right (FastCapture)
 
     def __post_init__(self) -> None:
         """Raise DataError where the parts do not belong together."""
@@ -328,9 +330,9 @@ def _load_object(path: Path, data: bytes | None = None) -> object:
 
 
 # By joint: nose, head bottom, head top, then left and right ear, shoulder, elbow, wrist, hip,
-# knee, ankle. COCO's; head bottom and top, which COCO has not, as the shoulders.
+# knee, ankle. COCO's; head bottom and top, which COCO has not, take its eyes', as is usual.
 POSETRACK_SIGMA = np.array(
-    [0.026, 0.079, 0.079, *np.repeat([0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089], 2)]
+    [0.026, 0.025, 0.025, *np.repeat([0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089], 2)]
 )
 
 
@@ -394,20 +396,25 @@ def _posetrack_clip(root: Path, path: Path) -> Clip | None:
 def dynamic_replica(root: str | Path, points: int = 256) -> Iterator[Clip]:
     """Yield the sequences of a split of Dynamic Replica, left camera, queried in the first frame.
 
-    root holds frame_annotations_SPLIT.jgz, a gzipped JSON list of frames with sequence_name,
-    camera_name, frame_number, image.path and trajectories.path, and the files that it names; a
-    trajectory file is a torch dict of traj_2d (N, 2 or more) px and verts_inds_vis (N,) bool. Of
-    the vertices visible in the first frame, `points` evenly chosen ones are tracked; hidden ones
-    stay known. Needs torch to read them (weights only: no code of the file is run).
+    root holds frame_annotations_SPLIT.jgz, or is that file: a gzipped JSON list of frames with
+    sequence_name, camera_name, frame_number, image.path and trajectories.path, below the folder
+    of the list. A trajectory file is a torch dict of one frame: traj_2d (N, 3), x and y px and
+    depth, and verts_inds_vis (N,) bool, of the same N mesh vertices in every frame. Of the
+    vertices visible in the first frame, `points` evenly chosen ones are tracked; hidden ones stay
+    known, and those outside the picture are hidden. Needs torch to read them (weights only: no
+    code of the file is run).
     """
     root = Path(root)
-    files = sorted(root.glob('frame_annotations_*.jgz'))
+    files = [root] if root.suffix == '.jgz' else sorted(root.glob('frame_annotations_*.jgz'))
     if not files:
         raise DataError(f'{root}: no frame_annotations_*.jgz, so this is no Dynamic Replica split')
+    if len(files) > 1:
+        raise DataError(f'{root}: {len(files)} splits; give the path of one, such as {files[0]}')
+    root = files[0].parent
     sequences: dict[str, list] = {}
     try:
         for note in json.loads(gzip.decompress(files[0].read_bytes())):
-            if note.get('camera_name', 'left') == 'left':
+            if note.get('camera_name', 'left') == 'left' and note.get('trajectories'):
                 row = (
                     note['frame_number'], root / note['image']['path'],
                     root / note['trajectories']['path'],
@@ -422,14 +429,15 @@ def dynamic_replica(root: str | Path, points: int = 256) -> Iterator[Clip]:
         places, seen = zip(*(_trajectories(path) for _, _, path in rows), strict=True)
         if len({len(place) for place in places}) > 1:
             raise DataError(f'{root}: {name}: frames with different numbers of trajectories')
+        video = read_frames([path for _, path, _ in rows])
         tracks, visible = np.stack(places), np.stack(seen)
+        visible &= inside(tracks, video.shape[1:3])
         index = np.flatnonzero(visible[0])
         if not len(index):
             continue
         index = index[np.unique(np.linspace(0, len(index) - 1, points).round().astype(int))]
         tracks, visible = tracks[:, index], visible[:, index]
         queries = np.concatenate([np.zeros((len(index), 1), np.float32), tracks[0]], 1)
-        video = read_frames([path for _, path, _ in rows])
         yield Clip(name, video, queries, tracks, visible, np.ones_like(visible))
 
 
@@ -448,6 +456,39 @@ def _trajectories(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # torch raises nearly anything for a broken file
         reason = str(error).partition(chr(10))[0]
         raise DataError(f'{path}: not the trajectories of a frame ({reason})') from error
+
+
+FASTCAPTURE_REACH = 3.0  # px
+
+
+def fastcapture(root: str | Path) -> Iterator[Clip]:
+    """Yield sequences laid out for the FastCapture protocol: right is within 3 px.
+
+    The set (Rocco et al. 2023; multi-view captures of people, tracks from the fitted mesh) was
+    never given out with a description of its files: that it holds people, projected vertices and
+    their visibility is from memory. So this layout is ours, for whoever has it to convert to: a
+    folder for each sequence with its pictures in frames/ and tracks.npz of xy (T, N, 2) px and
+    visible (T, N). Queries are the first visible frame of each point.
+    """
+    root = Path(root)
+    files = sorted(root.glob('*/tracks.npz'))
+    if not files:
+        raise DataError(f'{root}: no NAME/tracks.npz, so this is no FastCapture folder')
+    for path in files:
+        try:
+            with np.load(path) as file:  # refuses pickled arrays
+                tracks, visible = file['xy'].astype(np.float32), file['visible'].astype(bool)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: needs arrays 'xy' and 'visible' ({error})") from error
+        if tracks.ndim != 3 or tracks.shape[2] != 2 or visible.shape != tracks.shape[:2]:
+            raise DataError(f'{path}: xy {tracks.shape} and visible {visible.shape}')
+        video = read_frames(_frame_files(path.parent / 'frames'))
+        if len(video) != len(tracks):
+            raise DataError(f'{path}: {len(video)} frames but tracks of {len(tracks)}')
+        name = path.parent.name
+        clip = _with_queries(name, video, tracks, visible, strided=False, hidden_known=False)
+        if clip is not None:
+            yield replace(clip, reach=FASTCAPTURE_REACH)
 
 
 HELD_OUT_SEED = 7_700_001  # no training run may take it, nor the photographs below
@@ -480,8 +521,8 @@ def held_out(
         video = np.stack([_decode(part.tobytes(), f'{path}: {name}') for part in parts])
         queries, tracks, visible = (content[key][c] for key in ('queries', 'tracks', 'visible'))
         # Where a point went outside the picture is known, but nobody's to tell.
-        inside = ((tracks >= 0) & (tracks <= (video.shape[2] - 1, video.shape[1] - 1))).all(2)
-        yield Clip(name, video, queries, tracks, visible, inside | visible)
+        known = inside(tracks, video.shape[1:3]) | visible
+        yield Clip(name, video, queries, tracks, visible, known)
 
 
 def _render_held_out(path: Path, clips: int, frames: int, points: int) -> None:
@@ -522,6 +563,21 @@ def _render_held_out(path: Path, clips: int, frames: int, points: int) -> None:
     half.rename(path)  # an interrupted rendering leaves no half set behind
 
 
+def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return which positions (..., 2) px lie between the pixel centres of a picture (H, W)."""
+    return ((xy >= 0) & (xy <= (size[1] - 1, size[0] - 1))).all(-1)
+
+
+def there_and_back(clip: Clip) -> Clip:
+    """Return the clip played forwards and then backwards, (2 T - 1) frames."""
+    parts = {
+        name: np.concatenate([part, part[-2::-1]])
+        for name in ('video', 'tracks', 'visible', 'known')
+        if (part := getattr(clip, name)) is not None
+    }
+    return replace(clip, **parts)
+
+
 def with_occluder(clip: Clip, start: int, frames: int) -> Clip:
     """Return the clip behind a post that stands in the picture's middle third for some frames.
 
@@ -541,6 +597,16 @@ def with_occluder(clip: Clip, start: int, frames: int) -> Clip:
     known = clip.visible if clip.known is None else clip.known
     parts = clip.queries[kept], clip.tracks[:, kept], visible[:, kept], known[:, kept]
     return Clip(f'{clip.name}, {frames} frames occluded', video, *parts)
+
+
+def beginning(clip: Clip, frames: int, asked_before: int) -> Clip | None:
+    """Return the first frames of a clip with the points asked for before a frame, if any."""
+    early = clip.queries[:, 0] < asked_before
+    if not early.any():
+        return None
+    known = None if clip.known is None else clip.known[:frames, early]
+    tracks, visible = clip.tracks[:frames, early], clip.visible[:frames, early]
+    return Clip(clip.name, clip.video[:frames], clip.queries[early], tracks, visible, known)
 
 
 def read_frames(files: list[Path], size: tuple[int, int] | None = None) -> np.ndarray:

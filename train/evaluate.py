@@ -186,13 +186,15 @@ def both_ways(tracker: Tracker) -> Tracker:
 def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dict[str, float]:
     """Return the measures that belong to a clip.
 
-    BADJA's where it has mask areas, PoseTrack's where it has heads, else TAP-Vid's, survival and
-    what becomes of points while and after they are hidden.
+    BADJA's where it has mask areas, FastCapture's where it has a reach, PoseTrack's where it has
+    heads, else TAP-Vid's, survival and what becomes of points while and after they are hidden.
     """
     if clip.area is not None:
         return metrics.badja(xy, clip.tracks, clip.visible, clip.area)
     query_t = clip.queries[:, 0].astype(int)
     truth = (query_t, clip.tracks, clip.visible)
+    if clip.reach is not None:
+        return {'within_reach': metrics.within(*truth, xy, clip.reach)}
     if clip.pose is not None:
         return metrics.pose(*truth, xy, clip.pose.head, clip.pose.area, clip.pose.sigma)
     known = np.ones_like(clip.visible) if clip.known is None else clip.known
@@ -273,6 +275,7 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
     'procedural': _only_first(datasets.held_out),
     'dynamic_replica': _only_first(datasets.dynamic_replica),
     'posetrack': _only_first(datasets.posetrack),
+    'fastcapture': _only_first(datasets.fastcapture),
     'kubric': datasets.kubric,
     'tapvid_davis': datasets.tapvid,
     'tapvid_kinetics': datasets.tapvid,
@@ -282,6 +285,7 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
 COLUMNS = {
     'badja_segment': 'segment',
     'badja_3px': '3 px',
+    'within_reach': 'within 3 px',
     'pck': 'PCK',
     'oks': 'OKS',
     'temporal_consistency': 'consistent',
@@ -316,11 +320,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Measure trackers on a data set.')
     parser.add_argument('--dataset', required=True, choices=sorted(READERS))
     parser.add_argument(
-        '--data', type=Path, required=True,
+        '--data',
+        type=Path,
+        required=True,
         help='its folder or file; procedural: a file, rendered if it is not there',
     )
     parser.add_argument(
-        '--checkpoint', action='append', default=[],
+        '--checkpoint',
+        action='append',
+        default=[],
         help='.onnx, .safetensors, .pth or a shipped name; may be repeated; none: baselines alone',
     )
     parser.add_argument('--mode', choices=('streaming', 'whole-video'), default='streaming')
@@ -330,15 +338,19 @@ def main(arguments: list[str] | None = None) -> int:
     group = parser.add_argument_group('whole-video')
     group.add_argument('--iterations', type=int, help="of refinement [the model's own]")
     group.add_argument(
-        '--support-grid', type=int,
+        '--support-grid',
+        type=int,
         help='side of a grid of support points [5; 0 for the real-time model]',
     )
     group.add_argument(
-        '--local-grid', type=int, default=0,
+        '--local-grid',
+        type=int,
+        default=0,
         help='side of a grid around each target, tracked one at a time; CoTracker3: 8 [0]',
     )
     group.add_argument(
-        '--as-first-told', action='store_true',
+        '--as-first-told',
+        action='store_true',
         help='take frames from the first window that holds them',
     )
     group.add_argument('--device', default='cpu', help='where torch computes')
