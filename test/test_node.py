@@ -418,6 +418,44 @@ def test_overlay_markers_and_rays_for_those_who_subscribe(start_tracker):
     assert (space['z'] == 1).all() and space['id'].tolist() == pixels['id'].tolist()
 
 
+def test_tracks_in_metres_with_an_aligned_depth_image(start_tracker):
+    tracker = start_tracker(initial_grid=2, depth=True)
+    heard = []
+    tracker.node.create_subscription(PointCloud2, 'tracker/tracks_3d', heard.append, 10)
+    info = CameraInfo(k=[100.0, 0, 160, 0, 100, 120, 0, 0, 1], distortion_model='plumb_bob', d=[])
+    depth = np.full((240, 320), 2000, '<u2')  # mm
+    depth[:120] = 0  # too near to measure
+    tracker.publisher(
+        Image, 'depth', QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+    )
+    calibration = tracker.publisher(CameraInfo, 'camera_info')
+
+    def answered():
+        picture = tracker.image()
+        late = Image(header=picture.header, height=240, width=320, step=640, encoding='16UC1',
+                     data=array('B', depth.tobytes()))  # fmt: skip
+        calibration.publish(info)
+        tracker.send(picture)
+        tracker.until(lambda: tracker.tracks and tracker.tracks[-1].header == picture.header)
+        tracker.send(late, 'depth')
+        return heard
+
+    tracker.until(answered)
+    cloud = heard[-1]
+    flat = next(t for t in tracker.tracks if t.header == cloud.header)
+    space, pixels = cloud_to_tracks(cloud), cloud_to_tracks(flat)
+    measured = (pixels['y'] > 120) & ((pixels['flags'] & VISIBLE) != 0)
+    assert measured.any() and not cloud.is_dense
+    assert np.isnan(space['z'][~measured]).all()
+    np.testing.assert_allclose(space['z'][measured], 2)
+    np.testing.assert_allclose(space['x'][measured], (pixels['x'][measured] - 160) / 50, atol=1e-3)
+    assert space['id'].tolist() == pixels['id'].tolist()
+    status = tracker.diagnostic(  # no depth image any more
+        lambda s, v: tracker.track() is not None and 'has their stamps' in s.message
+    )
+    assert status.level == DiagnosticStatus.WARN
+
+
 def test_several_cameras_do_not_disturb_each_other(start_tracker):
     tracker = start_tracker(ready=False, cameras='[front, rear]', initial_grid=2)
     answers = {'front': [], 'rear': []}

@@ -90,8 +90,8 @@ def image_to_array(msg: Image) -> np.ndarray:
 
     rgb8, bgr8, rgba8 and bgra8 are views of the message's bytes, with any strides; the rest is
     converted. 8UC3 and 8UC4 are taken as BGR, as OpenCV users publish them. Row padding (`step`)
-    and `is_bigendian` are honoured. cv_bridge, where it is installed, converts encodings that are none
-    of ENCODINGS. Raises MessageError for everything that does not fit together.
+    and `is_bigendian` are honoured. Encodings that are none of ENCODINGS are left to cv_bridge,
+    where it is installed. Raises MessageError for everything that does not fit together.
     """
     layout = _LAYOUTS.get(msg.encoding)
     if layout is None:
@@ -234,7 +234,7 @@ def set_data(msg, values: np.ndarray) -> None:
 def tracks_to_cloud(tracks: Tracks, header: Header, xyz: np.ndarray | None = None) -> PointCloud2:
     """Return the rows of `tracks` as the record TRACK, under the header of their image.
 
-    `xyz` (N, 3) stands in for the pixels: points in space.
+    `xyz` (N, 3) stands in for the pixels: points in space, NaN where that is not known.
     """
     rows = np.zeros(len(tracks.ids), TRACK)
     if xyz is None:
@@ -251,7 +251,7 @@ def tracks_to_cloud(tracks: Tracks, header: Header, xyz: np.ndarray | None = Non
         is_bigendian=False,
         point_step=TRACK.itemsize,
         row_step=rows.nbytes,
-        is_dense=True,
+        is_dense=xyz is None or bool(np.isfinite(xyz).all()),
     )
     set_data(msg, rows)
     return msg

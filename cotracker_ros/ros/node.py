@@ -48,6 +48,11 @@ class TrackerNode(LifecycleNode):
     """Tracks points on each image, in a worker thread, as soon as the last one is done.
 
     unconfigured: parameters only; inactive: the model is loaded; active: it tracks.
+
+    Each camera has a model and a step of its own. One step over the newest images of all cameras,
+    which the exported file can do, is no faster: 0.97 to 1.04 times as fast with two cameras
+    (ONNX Runtime on two cores, 16 to 256 points). And its state counts frames for all cameras at
+    once, so a slow camera would have to wait, or repeat images.
     """
 
     def __init__(self) -> None:

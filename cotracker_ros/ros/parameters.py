@@ -94,6 +94,12 @@ TABLE = (
         choices=('raw', 'compressed'),
     ),
     Parameter(
+        'depth',
+        False,
+        '`~/tracks_3d` in metres, from the depth image on `depth` that is aligned with `image`; '
+        'off: rays with z = 1',
+    ),
+    Parameter(
         'initial_grid',
         7,
         'Points per side of the grid that is placed in the first frame and by `~/resample`; '

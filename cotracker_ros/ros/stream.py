@@ -8,9 +8,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point, PointStamped
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
-from rclpy.subscription import Subscription
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from cotracker_ros.engines import EngineError
@@ -21,21 +19,20 @@ from cotracker_ros.ros.messages import (
     MessageError,
     cloud_to_queries,
     compressed_to_array,
+    depth_to_metres,
     image_to_array,
     stamp_seconds,
     tracks_to_cloud,
 )
 from cotracker_ros.ros.painter import Painter
-from cotracker_ros.ros.rays import rays
 from cotracker_ros.ros.seeds import Absence, corners, grid
+from cotracker_ros.ros.space import Pairs, positions, rays
+from cotracker_ros.ros.subscription import BEST_EFFORT, RELIABLE, MatchedSubscription
 from cotracker_ros.ros.watch import ImageWatch
 from cotracker_ros.streaming import OUTSIDE, LateFrame, StreamingTracker, Tracks
 
 _THROTTLE = 5.0  # seconds between equal log lines
 REFILL_SECONDS = 0.5  # between searches for corners, which cost milliseconds
-RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
-# Humble hands a callback the message alone; then losses cannot be counted.
-HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
 
 
 class Stream:
@@ -55,11 +52,21 @@ class Stream:
         self._publisher = node.create_publisher(
             PointCloud2, f'{prefix}tracks', QoSProfile(depth=5, reliability=RELIABLE)
         )
-        self.image_topic = node.resolve_topic_name(f'{prefix}image')
-        self._compressed = parameters.values(node).image_transport == 'compressed'
-        if self._compressed:
-            self.image_topic += '/compressed'
-        self._wanted = self._declare_reliability()
+        p = parameters.values(node)
+        self._compressed = p.image_transport == 'compressed'
+        topic = node.resolve_topic_name(f'{prefix}image')
+        self._images = MatchedSubscription(
+            node,
+            CompressedImage if self._compressed else Image,
+            f'{topic}/compressed' if self._compressed else topic,
+            self._on_image,
+        )
+        self.image_topic = self._images.topic
+        self._depths = MatchedSubscription(
+            node, Image, node.resolve_topic_name(f'{prefix}depth'), self._on_depth
+        )
+        self._matched = [self._images, self._depths] if p.depth else [self._images]
+        self._pairs = Pairs() if p.depth else None
         self._watch = ImageWatch()
         self._last: Tracks | None = None
         self._absence = Absence()
@@ -76,14 +83,13 @@ class Stream:
         }
         name = f'{node.get_fully_qualified_name()}: {camera or "tracking"}'
         self._reporter = Reporter(name, str(engine), facts)
-        self._subscription = None
         self._others = []
 
     def open(self, mailbox: Mailbox) -> None:
         """Subscribe; images go to the mailbox under this stream as their key."""
         self._mailbox = mailbox
-        self._sequence = None
-        self._subscribe(self._reliability())
+        for matched in self._matched:
+            matched.open()
         node, private = self._node, f'~/{self._prefix}'
         mouse = node.resolve_topic_name(f'{self._prefix}image') + '_mouse_left'  # rqt_image_view
         self._others = [
@@ -101,10 +107,16 @@ class Stream:
 
     def close(self) -> None:
         """Unsubscribe; points stay."""
-        for subscription in [*self._others, self._subscription]:
-            if subscription is not None:
-                self._node.destroy_subscription(subscription)
-        self._others, self._subscription = [], None
+        for matched in self._matched:
+            matched.close()
+        for subscription in self._others:
+            self._node.destroy_subscription(subscription)
+        self._others = []
+
+    def match_publishers(self) -> None:
+        """Follow publishers that have come or gone."""
+        for matched in self._matched:
+            matched.match()
 
     def destroy(self) -> None:
         """Give everything back, the model too."""
@@ -125,67 +137,13 @@ class Stream:
             self.statistics, time.monotonic(), p.age_budget, p.image_timeout
         )
 
-    # Quality of service
-
-    def _declare_reliability(self) -> str:
-        """Return the user's choice under the key that ROS uses for it, but decided anew by us.
-
-        BEST_AVAILABLE of the middleware decides only once, when the subscription is made: reliable
-        if no camera is there yet, and then a best-effort camera never connects.
-        """
-        key = f'qos_overrides.{self.image_topic}.subscription.reliability'
-        if not self._node.has_parameter(key):
-            self._node.declare_parameter(key, 'best_available')
-        choice = self._node.get_parameter(key).value
-        if choice not in ('best_available', 'reliable', 'best_effort'):
-            raise ValueError(
-                f'{key} must be best_available, reliable or best_effort, not {choice!r}'
-            )
-        return choice
-
-    def _reliability(self) -> QoSReliabilityPolicy:
-        """Return reliable, which loses no image, unless a publisher here offers less."""
-        if self._wanted != 'best_available':
-            return RELIABLE if self._wanted == 'reliable' else BEST_EFFORT
-        publishers = self._node.get_publishers_info_by_topic(self.image_topic)
-        offers = {p.qos_profile.reliability for p in publishers}
-        return BEST_EFFORT if BEST_EFFORT in offers else RELIABLE
-
-    def match_publishers(self) -> None:
-        """Subscribe again if publishers have come or gone that call for another reliability."""
-        reliability = self._reliability()
-        if self._subscription is not None and reliability != self._current:
-            self._node.destroy_subscription(self._subscription)
-            self._subscribe(reliability)
-
-    def _subscribe(self, reliability: QoSReliabilityPolicy) -> None:
-        self._current = reliability
-        self._sequence = None
-        qos = QoSProfile(
-            depth=1, history=QoSHistoryPolicy.KEEP_LAST, reliability=reliability
-        )  # the newest image or none: with a queue of 10 results are 10 steps old
-        overrides = QoSOverridingOptions([QoSPolicyKind.DEPTH, QoSPolicyKind.HISTORY])
-        callback = self._on_image if HAS_MESSAGE_INFO else lambda msg: self._on_image(msg, {})
-        self._subscription = self._node.create_subscription(
-            CompressedImage if self._compressed else Image,
-            self.image_topic,
-            callback,
-            qos,
-            qos_overriding_options=overrides,
-        )
-
     # Callbacks of the executor
 
-    def _on_image(self, msg, info: dict) -> None:
+    def _on_image(self, msg, lost: int) -> None:
         s = self.statistics
-        number = info.get('publication_sequence_number')
-        if number:
-            if self._sequence is not None and number > self._sequence + 1:
-                s.count(lost=number - self._sequence - 1)
-            self._sequence = number
         s.last_image = time.monotonic()
         s.image_bytes = len(msg.data)
-        s.count(received=1)
+        s.count(received=1, lost=lost)
         if self._node.enabled and self._mailbox.put(self, msg):
             s.count(replaced=1)
 
@@ -209,6 +167,13 @@ class Stream:
             self._mask = image_to_array(msg).max(2)
         except MessageError as error:
             self._refuse(f'mask: {error}')
+
+    def _on_depth(self, msg: Image, lost: int) -> None:
+        if self._in_space.get_subscription_count():
+            found = self._pairs.match('depth', stamp_seconds(msg.header), msg)
+            if found is not None:
+                tracks, header, size = found
+                self._publish_positions(tracks, header, size, msg)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -314,7 +279,7 @@ class Stream:
         s.count(tracked=1)
         self._painter.show(msg.header, frame, tracks, p.overlay_rate)
         if self._in_space.get_subscription_count():
-            self._publish_rays(tracks, msg.header)
+            self._show_in_space(tracks, msg.header, frame.shape[:2])
 
     def _track(self, frame: np.ndarray, stamp: float, p) -> Tracks:
         """Step the model; after a jump back in time, start anew with the initial points."""
@@ -342,15 +307,30 @@ class Stream:
         flags = last.flags[kept] & OUTSIDE
         return Tracks(stamp, last.ids[kept], last.xy[kept], zero, zero, last.age[kept], flags)
 
-    def _publish_rays(self, tracks: Tracks, header) -> None:
+    def _show_in_space(self, tracks: Tracks, header, size: tuple[int, int]) -> None:
+        """Publish rays at once; or, with depth, positions as soon as the depth image is here."""
+        if self._pairs is None:
+            self._publish_in_space(tracks, header, lambda info: rays(tracks.xy, info))
+            return
+        depth = self._pairs.match('tracks', tracks.stamp, (tracks, header, size))
+        if depth is not None:
+            self._publish_positions(tracks, header, size, depth)
+        elif self._pairs.starved:
+            self.statistics.note(f'tracks_3d: no image on {self._depths.topic} has their stamps')
+
+    def _publish_positions(self, tracks: Tracks, header, size, depth: Image) -> None:
+        self._publish_in_space(
+            tracks, header, lambda info: positions(tracks, size, info, depth_to_metres(depth))
+        )
+
+    def _publish_in_space(self, tracks: Tracks, header, place) -> None:
+        """Publish the tracks where `place(camera_info)` puts them."""
         try:
             if self._camera_info is None:
-                raise MessageError('tracks_3d needs camera_info, of which none has come')
-            xyz = rays(tracks.xy, self._camera_info)
+                raise MessageError('needs camera_info, of which none has come')
+            self._in_space.publish(tracks_to_cloud(tracks, header, place(self._camera_info)))
         except MessageError as error:
-            self.statistics.note(str(error))
-            return
-        self._in_space.publish(tracks_to_cloud(tracks, header, xyz))
+            self.statistics.note(f'tracks_3d: {error}')
 
 
 def parameter_changes(changes: list[Parameter], name: str):
