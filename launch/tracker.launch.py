@@ -1,8 +1,5 @@
 """`ros2 launch cotracker_ros tracker.launch.py image_topic:=/camera/image_raw`."""
 
-from pathlib import Path
-
-from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
@@ -10,22 +7,23 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
-SHARE = Path(get_package_share_directory('cotracker_ros'))
+from cotracker_ros.ros.parameters import BY_NAME
+from cotracker_ros.ros.share import share_file
 
 # Arguments that go to the node as parameters; empty leaves the value to the parameter file.
+NAMES = (
+    'model', 'engine', 'threads', 'max_points', 'image_transport', 'initial_grid', 'autostart',
+)  # fmt: skip
 PARAMETERS = {
-    'model': (str, 'Name of a shipped model, or path of an .onnx or .engine file'),
-    'engine': (str, 'Runtime of the model'),
-    'image_transport': (str, 'raw or compressed'),
-    'initial_grid': (int, 'Points per side of the initial grid'),
-    'max_points': (int, 'Slots for points'),
-    'autostart': (bool, 'Configure and activate at start'),
+    **{name: (type(BY_NAME[name].default), BY_NAME[name].text) for name in NAMES},
     'use_sim_time': (bool, 'Take the time from /clock'),
 }
 OTHERS = {
     'namespace': ('', 'Namespace of the node and its topics'),
     'image_topic': ('image', 'The camera image'),
-    'params_file': (str(SHARE / 'config' / 'tracker.yaml'), 'YAML file of parameters'),
+    'camera_info_topic': ('camera_info', 'Calibration of the camera, for ~/tracks_3d'),
+    'depth_topic': ('', 'Depth image aligned with the image: ~/tracks_3d is then in metres'),
+    'params_file': (str(share_file('config/tracker.yaml')), 'YAML file of parameters'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
     'rviz': ('false', 'Open RViz with the tracks'),
 }
@@ -39,6 +37,9 @@ def tracker(context):
         for name, value in given.items()
         if value
     }
+    depth_topic = LaunchConfiguration('depth_topic').perform(context)
+    if depth_topic:
+        explicit['depth'] = True
     return [
         Node(
             package='cotracker_ros',
@@ -46,7 +47,11 @@ def tracker(context):
             name='tracker',
             namespace=LaunchConfiguration('namespace'),
             parameters=[ParameterFile(LaunchConfiguration('params_file')), explicit],
-            remappings=[('image', LaunchConfiguration('image_topic'))],
+            remappings=[
+                ('image', LaunchConfiguration('image_topic')),
+                ('camera_info', LaunchConfiguration('camera_info_topic')),
+                ('depth', depth_topic or 'depth'),
+            ],
             arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
             output='screen',
         )
@@ -65,7 +70,7 @@ def generate_launch_description() -> LaunchDescription:
     viewer = Node(
         package='rviz2',
         executable='rviz2',
-        arguments=['-d', str(SHARE / 'config' / 'tracker.rviz')],
+        arguments=['-d', str(share_file('config/tracker.rviz'))],
         condition=IfCondition(LaunchConfiguration('rviz')),
     )
     return LaunchDescription(
