@@ -1,19 +1,22 @@
 """Track points through a video file: `python -m cotracker_ros.track_video clip.mp4 --grid 20`.
 
 Writes an overlay video, and beside it the tracks as .npz and .csv. Runs the same streaming tracker
-as the node, frame by frame: of a long video only the tracks stay in memory. A recording (rosbag2,
-MCAP or SQLite) is copied with a topic /tracks added instead.
+as the node, frame by frame: of a long video only the tracks stay in memory. With `--backward` the
+video is first run from the last query back to its beginning, so that each point is tracked before
+its query too. A recording (rosbag2, MCAP or SQLite) is copied with a topic /tracks added instead.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from cotracker_ros.demo.video import VideoError, open_video
+from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import ENGINES, EngineError
 from cotracker_ros.streaming import StreamingTracker, Tracks
 from cotracker_ros.track_recording import is_recording, track_recording
@@ -54,28 +57,93 @@ def read_points(path: str | Path) -> np.ndarray:
 
 
 def track_frames(
-    tracker: StreamingTracker, frames: Iterable[np.ndarray], fps: float, queries: np.ndarray | int
+    tracker: StreamingTracker, frames: Iterable[np.ndarray], fps: float, queries: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Tracks]]:
     """Yield every frame with its tracks, as they are computed.
 
-    queries: (N, 3) of frame, x px, y px, or the side of a grid in the first frame. Raises
-    ValueError for a query outside the image or, at the end, beyond the last frame.
+    queries: (N, 3) of frame, x px, y px, in the order of their frames: a new tracker gives them
+    the ids 1 to N in this order. Raises ValueError for a query outside the image or, at the end,
+    beyond the last frame.
     """
     number = -1
     for number, frame in enumerate(frames):
-        if isinstance(queries, int):
-            if number == 0:
-                tracker.add_points(grid(queries, frame.shape[:2]), stamp=0.0)
-        else:
-            now = queries[:, 0] == number
-            if now.any():
-                _check_inside(queries[now], frame.shape[:2])
-                tracker.add_points(queries[now, 1:], stamp=number / fps)
+        now = queries[:, 0] == number
+        if now.any():
+            _check_inside(queries[now], frame.shape[:2])
+            tracker.add_points(queries[now, 1:], stamp=number / fps)
         yield frame, tracker.track(frame, number / fps)
-    if not isinstance(queries, int) and queries[:, 0].max() > number:
+    _check_reached(queries, number + 1)
+
+
+def track_back(
+    tracker: StreamingTracker, open_clip: Callable[[], Video], queries: np.ndarray
+) -> dict[int, Tracks]:
+    """Return, by frame, the tracks of points before their queries: the video run in reverse.
+
+    tracker: as for `track_frames`, another one than it; queries likewise. The tracks have the ids
+    and stamps that the run forwards gives; their age is 0.
+    """
+    fps, last = open_clip().fps, int(queries[:, 0].max())
+    order = np.argsort(-queries[:, 0], kind='stable')  # in which the reversed video asks for them
+    mirrored = queries[order]
+    mirrored[:, 0] = last - mirrored[:, 0]
+    before = {}
+    frames = reversed_frames(open_clip, last + 1)
+    for back, (_, tracks) in enumerate(track_frames(tracker, frames, fps, mirrored)):
+        index, number = order[tracks.ids - 1], last - back
+        early = np.flatnonzero(queries[index, 0] > number)
+        rows = {
+            name: getattr(tracks, name)[early]
+            for name in ('xy', 'visibility', 'confidence', 'flags')
+        }
+        ids, age = index[early] + 1, np.zeros(len(early), np.uint32)
+        before[number] = Tracks(number / fps, ids.astype(np.uint32), age=age, **rows)
+        _show_progress(back + 1, last + 1, 'backward')
+    return before
+
+
+HELD = 1 << 29  # bytes of frames that stay in memory while a video is read backwards
+
+
+def reversed_frames(open_clip: Callable[[], Video], count: int) -> Iterator[np.ndarray]:
+    """Yield the first `count` frames of a video, the last first.
+
+    Video files cannot be read backwards reliably, so a long one is read forwards once for every
+    512 MiB of frames, the last part first. Raises ValueError where it has fewer frames.
+    """
+    end, part = count, 1
+    while end > 0:
+        frames = open_clip().frames
+        if end == count:  # nothing is known of the frames yet
+            first = next(iter(frames))
+            part = max(1, HELD // first.nbytes)
+            frames = open_clip().frames
+        start = max(0, end - part)
+        held = list(islice(frames, start, end))
+        if len(held) < end - start:
+            raise ValueError(
+                f'a point is asked for in frame {end - 1}, but the video has '
+                f'{start + len(held)} frames'
+            )
+        yield from reversed(held)
+        end = start
+
+
+def merged(tracks: Tracks, before: Tracks | None) -> Tracks:
+    """Return the tracks of one frame, of points already asked for and of those asked for later."""
+    if before is None or not len(before):
+        return tracks
+    order = np.argsort(np.concatenate([tracks.ids, before.ids]), kind='stable')
+    names = ('ids', 'xy', 'visibility', 'confidence', 'age', 'flags')
+    parts = {n: np.concatenate([getattr(tracks, n), getattr(before, n)])[order] for n in names}
+    return replace(tracks, **parts)
+
+
+def _check_reached(queries: np.ndarray, frames: int) -> None:
+    if queries[:, 0].max() >= frames:
         raise ValueError(
             f'a point is asked for in frame {queries[:, 0].max():.0f}, but the video has '
-            f'{number + 1} frames'
+            f'{frames} frames'
         )
 
 
@@ -145,13 +213,15 @@ def overlay(
         yield draw_tracks(frame, recent['xy'], recent['visible'], history.ids, tail)
 
 
-def _show_progress(done: int, total: int | None) -> None:
+def _show_progress(done: int, total: int | None, what: str = '') -> None:
     """Draw a bar on a terminal."""
     if not sys.stderr.isatty():
         return
     share = min(1.0, done / total) if total else 0.0
     bar = f'[{"#" * round(30 * share):<30}] ' if total else ''
-    print(f'\r{bar}{done}{f"/{total}" if total else ""} frames ', end='', file=sys.stderr)
+    end = '\n' if done == total else ''
+    counted = f'{done}{f"/{total}" if total else ""} frames {what}'
+    print(f'\r{bar}{counted} ', end=end, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,8 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser('track_video', description='Track points through a video.')
     parser.add_argument('video', help='a file OpenCV can read, a folder of images or a recording')
     which = parser.add_mutually_exclusive_group()
-    which.add_argument('--grid', type=int, default=20, help='points per side, first frame [20]')
+    which.add_argument('--grid', type=int, default=20, help='points per side [20]')
     which.add_argument('--points', help='file with lines frame,x,y or x,y, instead of a grid')
+    parser.add_argument('--grid-frame', type=int, default=0, help='where the grid starts [0]')
+    parser.add_argument(
+        '--backward', action='store_true', help='track points before their frame as well'
+    )
     parser.add_argument(
         '--output', type=Path, help='[tracks.mp4; of a recording: the new folder NAME_tracks]'
     )
@@ -172,8 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--tail', type=int, default=16, help='frames a tail reaches back [16]')
     args = parser.parse_args(arguments)
     try:
-        if args.grid < 1 or args.tail < 0:
-            raise ValueError('--grid must be at least 1 and --tail at least 0')
+        if args.grid < 1 or args.tail < 0 or args.grid_frame < 0:
+            raise ValueError('--grid must be at least 1, --tail and --grid-frame at least 0')
         print((_track_recording if is_recording(args.video) else _track_video)(args))
     except (VideoError, EngineError, ValueError, OSError, ImportError) as error:
         print(f'track_video: {error}', file=sys.stderr)
@@ -183,24 +257,56 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _track_video(args: argparse.Namespace) -> str:
     output = args.output or Path('tracks.mp4')
-    queries = args.grid if args.points is None else read_points(args.points)
-    count = queries**2 if isinstance(queries, int) else len(queries)
-    video = open_video(args.video, args.fps)
-    tracker = StreamingTracker(args.model, count, args.engine, args.threads)
+    video, queries = _queries(args, open_video(args.video, args.fps))
+
+    def new_tracker() -> StreamingTracker:
+        return StreamingTracker(args.model, len(queries), args.engine, args.threads)
+
+    tracker, before = new_tracker(), {}
+    if args.backward and queries[:, 0].any():
+        if video.count is None:
+            raise ValueError(f'{args.video}: a camera has no past; --backward is for files')
+        before = track_back(new_tracker(), lambda: open_video(args.video, args.fps), queries)
     history = History()
-    pairs = track_frames(tracker, video.frames, video.fps, queries)
+    forward = track_frames(tracker, video.frames, video.fps, queries)
+    pairs = (
+        (frame, merged(tracks, before.get(number)))
+        for number, (frame, tracks) in enumerate(forward)
+    )
     write_video(output, overlay(pairs, history, args.tail, video.count), video.fps)
     history.save(output, video.fps)
     visible, stem = history.arrays()['visible'], output.with_suffix('')
+    frames = len(history.stamps)
+    short = f' (of {video.count}: the file is cut short)' if _is_short(frames, video.count) else ''
     return (
-        f'{len(history.stamps)} frames, {len(history.ids)} points, {100 * visible.mean():.0f} % '
+        f'{frames} frames{short}, {len(history.ids)} points, {100 * visible.mean():.0f} % '
         f'visible: {output}, {stem}.npz, {stem}.csv'
     )
 
 
+def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray]:
+    """Return the video and the queries (N, 3) that are asked for, in the order of their frames."""
+    if args.points is not None:
+        queries = read_points(args.points)
+        return video, queries[np.argsort(queries[:, 0], kind='stable')]
+    frames = iter(video.frames)
+    first = next(frames)
+    xy = grid(args.grid, first.shape[:2])
+    queries = np.concatenate([np.full((len(xy), 1), args.grid_frame), xy], 1)
+    return replace(video, frames=chain([first], frames)), queries
+
+
+def _is_short(frames: int, promised: int | None) -> bool:
+    """Tell whether a file broke off; the number that containers promise is a frame or two off."""
+    return promised is not None and frames < 0.95 * promised - 2
+
+
 def _track_recording(args: argparse.Namespace) -> str:
-    if args.points is not None or args.fps is not None:
-        raise ValueError('--points and --fps are for videos; a recording has its own stamps')
+    if args.points is not None or args.fps is not None or args.backward or args.grid_frame:
+        raise ValueError(
+            '--points, --fps, --backward and --grid-frame are for videos; of a recording the '
+            'node would have seen one image after the other'
+        )
     source = Path(args.video)
     output = args.output or source.with_name(f'{source.stem}_tracks')
     tracker = StreamingTracker(args.model, args.grid**2, args.engine, args.threads)

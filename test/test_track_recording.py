@@ -123,6 +123,7 @@ def test_compressed_images_and_a_clock_that_jumps_back(tmp_path):
         (('/a', '/b'), ['--topic', '/c'], 'no images on /c'),
         ((), [], 'Topics with images: none'),
         (('/a',), ['--points', 'x.csv'], 'are for videos'),
+        (('/a',), ['--backward'], 'are for videos'),
         (('/a',), ['--output', '{bag}', '--grid', '2'], 'there already'),
     ],
 )

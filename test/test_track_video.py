@@ -1,6 +1,7 @@
 """Tracking a video file: queries in, overlay, npz and csv out, one message for what is wrong."""
 
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -81,6 +82,81 @@ def test_points_start_in_the_frames_they_are_asked_for(clip, tmp_path):
     np.testing.assert_allclose(saved['xy'][4:, 1], np.tile([10, 20], (6, 1)), atol=1e-4)
 
 
+class Drifting(Standing):
+    """Points move right with the brightness of the image: 1 px of the model for 10 levels."""
+
+    def _step(self, inputs):
+        level = float(inputs['image'].mean()) / 10
+        if inputs['query'].any():
+            self.level = np.where(inputs['query'], level, self.level)
+        outputs = super()._step(inputs)
+        moved = outputs['xy'].copy()
+        moved[..., 0] += level - self.level
+        return {**outputs, 'xy': moved, 'visibility': outputs['confidence']}
+
+    def reset(self):
+        super().reset()
+        self.level = np.zeros((1, self.slots))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder of twelve images, 128 x 96, ten levels brighter each: 2 px a frame."""
+    tracker = lambda model, count, *_: StreamingTracker(Drifting(count))  # noqa: E731
+    monkeypatch.setattr(track_video, 'StreamingTracker', tracker)
+    monkeypatch.setattr(track_video, 'HELD', 5 * 128 * 96 * 3)  # five frames at a time
+    path = tmp_path / 'frames'
+    path.mkdir()
+    for t in range(12):
+        cv2.imwrite(str(path / f'{t:02d}.png'), np.full((96, 128, 3), 10 * t, np.uint8))
+    return path
+
+
+def test_points_are_tracked_back_to_the_beginning(folder, tmp_path):
+    (tmp_path / 'points.csv').write_text('7,60,20\n0,30,40\n11,90,50\n')
+    words = ('--points', tmp_path / 'points.csv', '--backward', '--output', tmp_path / 't.mp4')
+    assert run(folder, *words) == 0
+    saved = np.load(tmp_path / 't.npz')
+    t = np.arange(12)
+    # scaled to the model and back: 1 px of the model is 127 / 63 px of the image
+    for n, (frame, x, y) in enumerate([(0, 30, 40), (7, 60, 20), (11, 90, 50)]):
+        expected = x + (t - frame) * 128 / 64
+        np.testing.assert_allclose(saved['xy'][:, n, 0], expected, atol=0.2)
+        np.testing.assert_allclose(saved['xy'][:, n, 1], y, atol=1e-3)
+    assert saved['ids'].tolist() == [1, 2, 3] and saved['visible'].all()
+    np.testing.assert_allclose(saved['stamps'], t / 30)
+
+
+def test_a_grid_in_the_middle_goes_both_ways(folder, tmp_path):
+    words = ('--grid', 2, '--grid-frame', 6, '--output', tmp_path / 't.mp4')
+    assert run(folder, *words) == 0
+    forwards = dict(np.load(tmp_path / 't.npz'))  # read before it is written again
+    assert run(folder, *words, '--backward') == 0
+    both = np.load(tmp_path / 't.npz')
+    assert np.isnan(forwards['xy'][:6]).all() and np.isfinite(both['xy']).all()
+    np.testing.assert_array_equal(both['xy'][6:], forwards['xy'][6:])
+    start = track_video.grid(2, (96, 128))
+    np.testing.assert_allclose(both['xy'][6], start, atol=1e-4)
+    np.testing.assert_allclose(both['xy'][0, :, 0], start[:, 0] - 12, atol=0.2)
+
+
+def test_a_video_backwards_in_parts_is_the_video_reversed(folder):
+    clip = lambda: track_video.open_video(str(folder))  # noqa: E731
+    for count in (12, 10, 5, 1):
+        levels = [frame[0, 0, 0] // 10 for frame in track_video.reversed_frames(clip, count)]
+        assert levels == list(range(count))[::-1]
+    with pytest.raises(ValueError, match='frame 12, but the video has 12 frames'):
+        list(track_video.reversed_frames(clip, 13))
+
+
+def test_a_file_that_breaks_off_is_told(clip, tmp_path, monkeypatch, capsys):
+    opened = track_video.open_video
+    longer = lambda *words: replace(opened(*words), count=100)  # noqa: E731
+    monkeypatch.setattr(track_video, 'open_video', longer)
+    assert run(clip, '--grid', 2, '--output', tmp_path / 't.mp4') == 0
+    assert '10 frames (of 100: the file is cut short)' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('lines', 'message'),
     [
@@ -92,9 +168,7 @@ def test_points_start_in_the_frames_they_are_asked_for(clip, tmp_path):
         ('# nothing', 'no points in it'),
     ],
 )
-def test_wrong_points_are_named_and_nothing_is_left_behind(
-    clip, tmp_path, capsys, lines, message
-):
+def test_wrong_points_are_named_and_nothing_is_left_behind(clip, tmp_path, capsys, lines, message):
     points = tmp_path / 'points.csv'
     points.write_text(lines)
     assert run(clip, '--points', points, '--output', tmp_path / 't.mp4') == 1
@@ -109,6 +183,8 @@ def test_wrong_points_are_named_and_nothing_is_left_behind(
         (['{clip}', '--output', 'none/t.mp4'], 'no folder'),
         (['{clip}', '--output', 't.avi'], 'as .mp4'),
         (['{clip}', '--grid', '0'], '--grid must be at least 1'),
+        (['{clip}', '--grid-frame', '10'], 'frame 10, but the video has 10 frames'),
+        (['{clip}', '--grid-frame', '10', '--backward'], 'but the video has 10 frames'),
         (['broken.mp4'], 'broken.mp4'),
     ],
 )
