@@ -25,6 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import ImageMarker
 
 from cotracker_ros.ros.messages import cloud_to_tracks, compressed_to_array, image_to_array
+from cotracker_ros.ros.parameters import TABLE
 from cotracker_ros.ros.seeds import grid
 from cotracker_ros.streaming import NEW, QUERY_FRAME, VISIBLE
 
@@ -250,6 +251,10 @@ def test_compressed_images(start_tracker):
         return any(msg.width == 4 for msg in tracker.tracks)
 
     tracker.until(answered)
+    publisher.publish(CompressedImage(header=tracker.header(), format='jpeg', data=jpeg[:99]))
+    tracker.diagnostic(lambda s, v: v['images unusable'] == '1' and 'neither a JPEG' in s.message)
+    tracker.tracks.clear()
+    tracker.until(answered)
 
 
 def test_best_effort_camera_that_comes_later(start_tracker):
@@ -264,6 +269,96 @@ def test_best_effort_camera_that_comes_later(start_tracker):
         return tracker.tracks
 
     tracker.until(answered)
+
+
+def test_qualities_of_service_can_be_overridden(start_tracker):
+    key = f'qos_overrides./picture_{os.getpid()}.subscription'
+    topic = f'/picture_{os.getpid()}'
+    extra = ('-r', f'image:={topic}', '-p', f'{key}.depth:=3', '-p', f'{key}.reliability:=')
+    wrong = start_tracker(ready=False, extra=(*extra[:-1], extra[-1] + 'sometimes'))
+    assert wrong.process.wait(60) == 1
+    assert f'{key}.reliability must be best_available, reliable or' in wrong.output()
+    for choice in ('best_effort', 'reliable'):
+        tracker = start_tracker(ready=False, extra=(*extra[:-1], extra[-1] + choice))
+        ours = tracker.until(lambda t=tracker: t.node.get_subscriptions_info_by_topic(topic))
+        assert ours[0].qos_profile.reliability.name == choice.upper()
+    publisher = tracker.publisher(Image, topic)
+    tracker.until(lambda: publisher.publish(tracker.image()) or tracker.tracks)
+
+
+# What rclpy of Humble lacks: https://docs.ros.org/en/iron/Releases/Release-Iron-Irwini.html
+HUMBLE = """
+import inspect, sys
+import rclpy.node
+import cotracker_ros.ros.node as node
+import cotracker_ros.ros.subscription as subscription
+from rclpy.qos import QoSReliabilityPolicy
+create = rclpy.node.Node.create_subscription
+def create_subscription(self, kind, topic, callback, qos, **options):
+    assert len(inspect.signature(callback).parameters) == 1, topic
+    assert getattr(qos, 'reliability', None) != QoSReliabilityPolicy.BEST_AVAILABLE
+    return create(self, kind, topic, callback, qos, **options)
+rclpy.node.Node.create_subscription = create_subscription
+del rclpy.node.Node.add_post_set_parameters_callback
+subscription.HAS_MESSAGE_INFO = False
+raise SystemExit(node.main())
+"""
+
+
+def test_without_what_humble_lacks(start_tracker):
+    tracker = start_tracker(('-c', HUMBLE), initial_grid=2)
+    ids = tracker.track()['id'].tolist()
+    tracker.node.destroy_publisher(tracker._publishers.pop('image'))
+    best_effort = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+    tracker.publisher(Image, 'image', best_effort)
+    tracker.tracks.clear()
+    tracker.until(lambda: tracker.send() and tracker.tracks)
+    assert cloud_to_tracks(tracker.tracks[-1])['id'].tolist() == ids
+    assert tracker.set('query_points', [50.0, 60.0]).successful
+    tracker.until(lambda: len(tracker.track()) == 5)
+    values = {v.key: v.value for v in tracker.diagnostic(lambda s, v: True).values}
+    assert values['images lost by DDS'] == '0'
+
+
+def test_each_parameter_is_fixed_or_takes_effect_while_running(start_tracker):
+    tracker = start_tracker(initial_grid=2, image_timeout=60.0)
+    for p in TABLE:
+        result = tracker.set(p.name, list(p.default) if p.kind.endswith(']') else p.default)
+        assert result.successful == p.dynamic, (p.name, result.reason)
+        assert p.dynamic or 'read-only' in result.reason
+
+    assert tracker.set('image_timeout', 0.1).successful
+    tracker.diagnostic(lambda s, v: s.message.startswith('no image for'))
+    assert tracker.set('age_budget', 0.001).successful
+    tracker.track()
+    tracker.diagnostic(lambda s, v: 'older than 1 ms' in s.message)
+
+    def visible():
+        return (tracker.track(texture(5))['flags'] & VISIBLE).any()
+
+    tracker.until(lambda: not visible())  # of the default, 5
+    assert tracker.set('frozen_after', 0).successful
+    tracker.until(visible)
+    pictures = []
+    tracker.node.create_subscription(Image, 'tracker/overlay', pictures.append, 10)
+    assert tracker.set('overlay_rate', 240.0).successful
+    tracker.until(lambda: tracker.track() is not None and len(pictures) > 3)
+    assert tracker.set('overlay_rate', 0.1).successful
+    start, many = time.monotonic(), len(pictures)
+    for _ in range(20):
+        tracker.track()
+    assert len(pictures) <= many + 3 + (time.monotonic() - start) / 10
+
+    assert tracker.set('initial_corners', 5).successful
+    tracker.call(Trigger, '~/resample')
+    many = len(tracker.track())
+    assert many > 0
+    assert tracker.set('retire_after', 2).successful
+    noise = np.random.default_rng(3)
+    tracker.until(
+        lambda: len(tracker.track(noise.integers(0, 256, (240, 320, 3), np.uint8))) < many
+    )
+    tracker.diagnostic(lambda s, v: int(v['points retired']) > 0)
 
 
 def test_parameter_file_and_remapping(start_tracker, tmp_path):
@@ -521,6 +616,27 @@ def test_tracking_goes_on_after_the_engine_failed(start_tracker):
     assert set(cloud_to_tracks(tracker.tracks[-1])['id']) == ids
     assert 'RuntimeError: a bug' in tracker.output()
     assert tracker.output().count('the device is lost') == 1  # throttled
+
+
+def test_an_engine_that_fails_for_one_camera_leaves_the_other(start_tracker):
+    tracker = start_tracker(('-c', FAILING), ready=False, cameras='[front, rear]', initial_grid=2)
+    answers = {'front': [], 'rear': []}
+    for camera, heard in answers.items():
+        tracker.node.create_subscription(PointCloud2, f'{camera}/tracks', heard.append, 10)
+
+    def rear_failed():
+        tracker.send(topic='rear/image')
+        return any(s.name.endswith('rear') and 'is lost' in s.message for s in tracker.status)
+
+    tracker.until(rear_failed)
+    for _ in range(3):
+        sent = tracker.send(topic='front/image')
+        tracker.until(
+            lambda want=sent: answers['front'] and answers['front'][-1].header == want.header
+        )
+    tracker.diagnostic(lambda s, v: s.name.endswith('front') and v['steps failed'] == '0')
+    answers['rear'].clear()
+    tracker.until(lambda: tracker.send(topic='rear/image') and answers['rear'])
 
 
 def test_points_are_retired_and_refilled(start_tracker):

@@ -18,6 +18,8 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 
+from cotracker_ros.ros.messages import cloud_to_tracks
+
 RNG = np.random.default_rng(5)
 
 
@@ -50,7 +52,7 @@ def test_pictures_without_a_past_give_finite_tracks(start_tracker, kind):
 
 
 def test_floods_on_all_inputs(start_tracker):
-    tracker = start_tracker(initial_grid=2)
+    tracker = start_tracker(initial_grid=2, depth=True)
     ids = tracker.track()['id'].tolist()
     nothing = PointCloud2(width=2**31, height=2**31, data=array('B', bytes(64)))
     far = PointStamped(point=Point(x=1e300, y=float('nan')))
@@ -59,12 +61,16 @@ def test_floods_on_all_inputs(start_tracker):
         (tracker.publisher(type(msg), topic), msg)
         for topic, msg in (
             ('image', picture),
+            ('depth', picture),
             ('camera_info', CameraInfo()),
+            ('tracker/mask', picture),
             ('tracker/queries', nothing),
             ('tracker/add_point', far),
             ('image_mouse_left', far.point),
         )
     ]
+    spaces = []
+    tracker.node.create_subscription(PointCloud2, 'tracker/tracks_3d', spaces.append, 10)
     for _ in range(300):
         for publisher, msg in inputs:
             publisher.publish(msg)
@@ -73,6 +79,65 @@ def test_floods_on_all_inputs(start_tracker):
     assert status.level > DiagnosticStatus.OK
     assert tracker.output().count('query refused') < 10  # throttled
     assert tracker.track()['id'].tolist() == ids
+    assert not spaces
+
+
+def test_a_flood_of_good_queries_fills_the_slots_and_no_more(start_tracker):
+    tracker = start_tracker(initial_grid=0, max_points=16)
+    tracker.track()
+    clicks = tracker.publisher(Point, 'image_mouse_left')
+
+    def full():
+        for number in range(50):
+            clicks.publish(Point(x=5.0 * number + 3, y=100.0))
+        return len(tracker.track()) == 16
+
+    tracker.until(full)
+    ids = tracker.track()['id'].tolist()
+    tracker.until(lambda: full() and tracker.status)
+    tracker.diagnostic(lambda s, v: full() and 'query refused' in s.message)
+    assert tracker.track()['id'].tolist() == ids
+    assert tracker.call(Trigger, '~/clear').success
+    tracker.until(lambda: clicks.publish(Point(x=50.0, y=60.0)) or len(tracker.track()))
+    assert not set(tracker.track()['id']) & set(ids)
+
+
+# The first pixel of an image is its number; the stand-in says it of every point.
+NUMBERED = """
+import dataclasses, time
+import numpy as np
+import cotracker_ros.ros.node as node
+class Numbered(node.StreamingTracker):
+    def track(self, frame, stamp):
+        time.sleep(0.05)
+        tracks = super().track(frame, stamp)
+        return dataclasses.replace(tracks, xy=np.full_like(tracks.xy, frame[0, 0, 0]))
+node.StreamingTracker = Numbered
+raise SystemExit(node.main())
+"""
+
+
+def test_tracks_are_of_the_image_whose_header_they_carry(start_tracker):
+    """Also where images come faster than the model, and bad ones between them."""
+    tracker = start_tracker(('-c', NUMBERED), initial_grid=2)
+    publisher = tracker.publisher(Image, 'image')
+    sent = {}
+
+    def flooded():
+        for _ in range(5):
+            picture = texture()
+            picture[0, 0] = len(sent) % 256
+            msg = tracker.image(picture)
+            sent[(msg.header.stamp.sec, msg.header.stamp.nanosec)] = len(sent) % 256
+            publisher.publish(msg)
+            publisher.publish(tracker.image(encoding='abc'))
+        return len(tracker.tracks) > 20
+
+    tracker.until(flooded)
+    for msg in tracker.tracks:
+        number = sent[(msg.header.stamp.sec, msg.header.stamp.nanosec)]
+        assert (cloud_to_tracks(msg)['x'] == number).all()
+    assert len(tracker.tracks) < len(sent)
 
 
 def test_subscriber_that_never_reads(start_tracker):
