@@ -137,9 +137,9 @@ class TrackerNode(LifecycleNode):
 
     def release(self, models: bool = True) -> None:
         """Give all topics back and, unless a step still runs in them, the models."""
-        for stream in self._streams:
-            stream.destroy() if models else stream.withdraw()
-        self._streams = []
+        end = Stream.destroy if models else Stream.withdraw
+        while self._streams:
+            end(self._streams.pop())  # a variable would keep the last one beyond the next lines
         gc.collect()  # callbacks tie a stream to its subscriptions; its memory is wanted back now
         _trim_heap()
 
