@@ -670,5 +670,6 @@ def test_nothing_stays_behind_in_shared_memory(start_tracker, program):
     files = {Path(word) for word in maps if word.startswith('/dev/shm/fast')}
     shared = {f for f in files if '_port7' not in f.name}  # 7000 and up: of all domains
     assert shared  # Fast DDS does use it
-    tracker.close()
+    assert tracker.end(signal.SIGINT) == 0
+    tracker.close()  # ours, whose files it had open too
     assert not [file for file in shared if file.exists()]
