@@ -2,12 +2,17 @@
 seed.
 """
 
+import dataclasses
+
+import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
-from train.procedural import ProceduralVideo, SceneConfig, sample  # noqa: E402
+from train.procedural import ProceduralVideo, SceneConfig, edges, sample  # noqa: E402
 from train.stream import ClipStream, StreamConfig  # noqa: E402
+from train.textures import read_photographs  # noqa: E402
 
 SCENE = SceneConfig(size=(96, 128), frames=6, photometric=0.0)
 
@@ -121,3 +126,51 @@ def test_sampling_outside_is_transparent():
     image = torch.ones(1, 1, 8, 8)
     u = torch.tensor([[[[[0.0, 0.0], [3.0, 0.0]]]]])
     assert sample(image, u).flatten().tolist() == [1.0, 0.0]
+
+
+def test_nothing_is_visible_in_a_broken_frame_and_no_query_is_in_one():
+    scene = dataclasses.replace(SCENE, frames=8, faults=1.0)
+    clips = ProceduralVideo(scene, seed=4, bank=4).clips(12, 30)
+    frames = clips.video.float()
+    flat = frames.amax((2, 3, 4)) - frames.amin((2, 3, 4)) < 3  # black or white
+    frozen = torch.zeros_like(flat)
+    frozen[:, 1:] = (frames[:, 1:] - frames[:, :-1]).abs().amax((2, 3, 4)) == 0
+    broken = flat | frozen
+    assert flat.any(1).sum() >= 2
+    assert (frozen & ~flat).any()
+    assert not flat[:, 0].any()
+    assert not clips.visible[broken].any()
+    assert clips.visible.any(2)[:, 0].all()
+    asked = clips.visible.gather(1, clips.query_frame[:, None])
+    assert asked.all()
+
+
+def test_compression_changes_pixels_and_not_tracks():
+    plain = ProceduralVideo(SCENE, seed=6, bank=4).clips(2, 10)
+    packed = ProceduralVideo(dataclasses.replace(SCENE, jpeg=1.0), seed=6, bank=4).clips(2, 10)
+    change = (plain.video.float() - packed.video.float()).abs().mean()
+    assert 0 < change < 12
+    assert torch.equal(plain.tracks, packed.tracks)
+
+
+def test_points_prefer_edges():
+    video = torch.zeros(1, 2, 3, 20, 30)
+    video[..., 15:] = 1.0  # an edge between columns 14 and 15
+    xy = torch.tensor([[[14.0, 10.0], [3.0, 10.0], [29.0, 19.0]]])
+    there = edges(video, xy, torch.ones(1, 3, dtype=torch.long))
+    assert there[0, 0] > 0.9
+    assert there[0, 1:].tolist() == [0, 0]
+
+
+def test_photographs_are_read_and_anything_else_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r'no \.jpg or \.png'):
+        read_photographs(tmp_path)
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[..., 2] = 200  # red, as OpenCV writes it
+    cv2.imwrite(str(tmp_path / 'one.png'), picture)
+    (photograph,) = read_photographs(tmp_path)
+    assert photograph[3, 4].tolist() == [200, 0, 0]
+    (tmp_path / 'two.jpg').write_bytes(b'not a picture')
+    with pytest.raises(ValueError, match=r'two\.jpg'):
+        read_photographs(tmp_path)
+    assert read_photographs('') == []

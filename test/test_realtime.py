@@ -8,7 +8,7 @@ torch = pytest.importorskip('torch')
 
 from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
 from train.procedural import ProceduralVideo, SceneConfig  # noqa: E402
-from train.train import TrainConfig, encode, refine_all, roll_out  # noqa: E402
+from train.realtime import Leads, encode, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
 CONFIG = RealtimeConfig(
@@ -74,11 +74,8 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
         plan.setdefault(t, {})[n] = (*clips.tracks[0, t, n].tolist(), 0)
     streamed = run(step, clip, 5, plan, range(5))
 
-    config = TrainConfig(iterations=2, model=CONFIG)
     features = encode_exact(model, clips)
-    record = roll_out(
-        model, features, clips, config, lead=0.0, rng=torch.Generator().manual_seed(0)
-    )
+    record = roll_out(model, features, clips, Leads.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
     after = torch.arange(10)[:, None] > start
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
@@ -98,7 +95,7 @@ def encode_exact(model, clips):
 
 
 def test_bfloat16_features_stay_close(model, clips):
-    exact, rounded = encode_exact(model, clips), encode(model, clips)
+    exact, rounded = encode_exact(model, clips), encode(model.encoder, clips.video)
     for one, two in zip(exact, rounded, strict=True):
         assert (one - two).abs().max() < 0.1
 

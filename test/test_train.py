@@ -2,19 +2,23 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('tensorboard')
 
+import yaml  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-from cotracker_ros.model.realtime import Estimate, RealtimeConfig  # noqa: E402
+from cotracker_ros.model import build_model  # noqa: E402
+from cotracker_ros.model.realtime import Estimate  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
-from train.procedural import SceneConfig  # noqa: E402
+from train.procedural import Clips, SceneConfig  # noqa: E402
+from train.realtime import RealtimeRecipe, intercept  # noqa: E402
 from train.stream import ClipStream, StreamConfig  # noqa: E402
-from train.train import Run, TrainConfig, intercept, read_config  # noqa: E402
+from train.train import Objective, Run, TrainConfig, read_config  # noqa: E402
 
 CONFIG = TrainConfig(
     steps=4,
@@ -22,27 +26,35 @@ CONFIG = TrainConfig(
     iterations=2,
     workers=0,
     save=1,
-    calibration=1,
+    evaluate=3,
+    evaluated=1,
     scene=SceneConfig(size=(64, 96), frames=4, objects=(1, 2)),
     stream=StreamConfig(clips=1, points=6, bank=2),
-    model=RealtimeConfig(
-        stem=16,
-        stages=(16, 16, 16, 16),
-        blocks=(1, 1, 1, 1),
-        features=8,
-        width=16,
-        heads=2,
-        virtual=2,
-    ),
-)
+    realtime=RealtimeRecipe(fresh=2, calibration=1),
+    shape={
+        'stem': 16, 'stages': (16, 16, 16, 16), 'blocks': (1, 1, 1, 1),
+        'features': 8, 'width': 16, 'heads': 2, 'virtual': 2,
+    },
+)  # fmt: skip
 
 
 def test_a_config_is_read_by_its_names():
     config = read_config(
-        {'lr': 1e-3, 'scene': {'frames': 7, 'objects': [1, 2]}, 'encoder': 'e.pt'}
+        {'lr': '1e-3', 'scene': {'frames': 7, 'objects': [1, 2]}, 'start': 'e.safetensors'}
     )
     assert (config.lr, config.scene.frames, config.scene.objects) == (1e-3, 7, (1, 2))
     assert config.loss == LossConfig()
+
+
+RECIPES = sorted((Path(__file__).parents[1] / 'config').glob('train_*.yaml'))
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_of_a_network_that_exists(path):
+    config = read_config(yaml.safe_load(path.read_text()))
+    with torch.device('meta'):
+        model = build_model(config.network, config.scene.size, **config.shape)
+    assert model.image_size == config.scene.size
 
 
 @pytest.mark.parametrize(
@@ -51,6 +63,35 @@ def test_a_config_is_read_by_its_names():
 def test_a_key_that_does_not_exist_is_named(values, key):
     with pytest.raises(ValueError, match=f'unknown key {key}'):
         read_config(values)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'steps': 'many'}, 'steps is .many.; it must be like 4000'),
+        ({'lr': 'high'}, 'lr is .high.'),
+        ({'scene': 3}, 'scene is 3'),
+        ({'stream': {'pace': 2}}, r'stream\.pace is 2'),
+    ],
+)
+def test_a_value_of_another_kind_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(values)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'start': 'nowhere.safetensors'}, 'nowhere.safetensors'),
+        ({'shape': {'legs': 4}}, 'legs'),
+        ({'network': 'cotracker9'}, 'cotracker9'),
+        ({'textures': 'nowhere'}, 'nowhere'),
+        ({'data': 'nowhere'}, 'nowhere'),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_any_compute(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Run(dataclasses.replace(CONFIG, **changes), tmp_path, 'cpu')
 
 
 def weights(run):
@@ -80,7 +121,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 def test_another_model_is_not_resumed(tmp_path):
     Run(CONFIG, tmp_path, 'cpu').save()
-    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, features=16))
+    other = dataclasses.replace(CONFIG, shape={**CONFIG.shape, 'features': 16})
     with pytest.raises(ValueError, match='another model'):
         Run(other, tmp_path, 'cpu')
 
@@ -91,13 +132,12 @@ def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tm
     with safe_open(tmp_path / 'realtime.safetensors', 'pt') as file:
         assert 'procedural' in file.metadata()['provenance']
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    run.model.load_state_dict(kept)  # strict
-    average = run.average.module.state_dict()
-    assert torch.equal(kept['refiner.embed.0.weight'], average['embed.0.weight'])
+    average, newest = run.average.module.state_dict(), run.model.state_dict()
+    for name in ('refiner.embed.0.weight', 'encoder.stem.0.weight'):
+        assert torch.equal(kept[name], average[name])
+        assert not torch.equal(kept[name], newest[name])
     assert kept['calibration'].abs().min() > 0
-    further = dataclasses.replace(CONFIG, start=str(tmp_path / 'realtime.safetensors'))
-    begun = Run(further, tmp_path / 'further', 'cpu').model.state_dict()
-    assert all(torch.equal(begun[name], value) for name, value in kept.items())
+    run.model.load_state_dict(kept)  # strict
 
 
 def test_training_on_one_batch_lowers_its_loss(tmp_path):
@@ -126,9 +166,9 @@ def test_loss_by_hand():
 
 
 def test_balanced_cross_entropy_weighs_both_classes_alike():
-    logits = torch.tensor([2.0, 2.0, 2.0, 2.0])
-    target = torch.tensor([True, True, True, False])
-    everyone = torch.ones(4, dtype=torch.bool)
+    logits = torch.tensor([[[2.0, 2.0, 2.0, 2.0]]])
+    target = torch.tensor([[[True, True, True, False]]])
+    everyone = torch.ones(1, 1, 4, dtype=torch.bool)
     yes, no = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
     assert balanced_bce(logits, target, everyone).item() == pytest.approx(0.5 * (yes + no))
 
@@ -138,3 +178,102 @@ def test_the_intercept_makes_probabilities_right():
     target = torch.arange(4000) < 3000
     shift = intercept(logits, target)
     assert (logits + shift).sigmoid().mean().item() == pytest.approx(0.75, abs=1e-4)
+
+
+def joined(one, two):
+    return Clips(*(torch.cat(x) for x in zip(vars(one).values(), vars(two).values(), strict=True)))
+
+
+def work(rank, port, config, folder, results):
+    """One process of two: two steps on its own clips."""
+    import torch.distributed as dist
+
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    run = Run(config, folder, 'cpu')
+    stream = iter(ClipStream(config.scene, config.stream, config.seed, rank=rank, ranks=2))
+    losses = []
+    for _ in range(2):
+        losses.append(run.update(next(stream)))
+        run.step += 1
+    results.put((rank, losses, {k: v.numpy() for k, v in run.model.state_dict().items()}))
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_batches_joined(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    spawn = torch.multiprocessing.get_context('spawn')
+    results = spawn.Queue()
+    both = [
+        spawn.Process(target=work, args=(rank, port, CONFIG, tmp_path / 'both', results))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    told = sorted([results.get(timeout=300) for _ in both], key=lambda x: x[0])
+    for process in both:
+        process.join(60)
+
+    one = Run(CONFIG, tmp_path / 'one', 'cpu')
+    streams = [
+        iter(ClipStream(CONFIG.scene, CONFIG.stream, CONFIG.seed, rank=rank, ranks=2))
+        for rank in range(2)
+    ]
+    for step in range(2):
+        losses = one.update(joined(*(next(stream) for stream in streams)))
+        one.step += 1
+        for name, value in losses.items():
+            mean = sum(part[1][step][name] for part in told) / 2
+            assert value == pytest.approx(mean, rel=1e-3, abs=1e-5), name
+    for name, value in one.model.state_dict().items():
+        assert torch.allclose(value, torch.from_numpy(told[0][2][name]), atol=2e-4), name
+
+
+WINDOWED = {
+    'cotracker1': {'depth': 1, 'window': 4},
+    'cotracker2': {'depth': 1, 'window': 4},
+    'cotracker3_online': {'depth': 1, 'window': 4},
+    'cotracker3_offline': {'depth': 1, 'window': 6},
+}
+
+
+@pytest.mark.parametrize('network', WINDOWED)
+def test_the_published_networks_learn_through_their_windows(tmp_path, network):
+    small = {'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
+    config = dataclasses.replace(
+        CONFIG,
+        network=network,
+        shape={**WINDOWED[network], **small},
+        scene=dataclasses.replace(CONFIG.scene, frames=6),
+        lr=2e-3,
+    )
+    run = Run(config, tmp_path, 'cpu')
+    clips = next(iter(ClipStream(config.scene, config.stream, 1)))
+    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    losses = [run.update(clips)['total'] for _ in range(6)]
+    assert losses[-1] < losses[0]
+    still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_losses_of_windows_by_hand():
+    # One window that covers the clip is the loss of its own estimates.
+    shape = {'depth': 1, 'window': 6, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
+    config = dataclasses.replace(CONFIG, network='cotracker3_offline', shape=shape)
+    model = Run(config, Path('unused'), 'cpu').model
+    clips = next(iter(ClipStream(CONFIG.scene, CONFIG.stream, 1)))
+    losses = Objective(model, config)(clips, 0, 0)
+    queries = torch.cat([clips.query_frame[..., None].float(), first_places(clips)], -1)
+    found = model(clips.video.movedim(-1, 2), queries, config.iterations)
+    counted = (clips.query_frame[:, None] < torch.arange(4)[:, None]) & clips.visible
+    near = (found.xy - clips.tracks).norm(dim=-1) < 3
+    assert losses['within 3 px'].item() == pytest.approx(near[counted].float().mean().item())
+
+
+def first_places(clips):
+    index = clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2)
+    return clips.tracks.gather(1, index)[:, 0]

@@ -1,11 +1,12 @@
 """Look at the training data: a contact sheet and a video with the true tracks drawn.
 
-python train/preview.py --output build/preview --seed 1
+python train/preview.py --config config/train_realtime.yaml --output build/preview --seed 1
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,10 +15,12 @@ if not __package__:  # run as a script: the folder above holds both packages
 
 import cv2
 import numpy as np
+import yaml
 
 from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
-from train.procedural import SceneConfig
-from train.stream import ClipStream, StreamConfig
+from train.stream import ClipStream
+from train.textures import read_photographs
+from train.train import read_config
 
 
 def main() -> None:
@@ -25,23 +28,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument('--config', type=Path, default=Path('config/train_realtime.yaml'))
     parser.add_argument('--output', type=Path, default=Path('build/preview'))
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--clips', type=int, default=6)
-    parser.add_argument('--frames', type=int, default=20)
-    parser.add_argument(
-        '--size', type=int, nargs=2, default=(192, 256), metavar=('HEIGHT', 'WIDTH')
-    )
     args = parser.parse_args()
 
-    scene = SceneConfig(size=tuple(args.size), frames=args.frames)
-    batch = next(iter(ClipStream(scene, StreamConfig(clips=args.clips, points=48), args.seed)))
+    try:
+        config = read_config(yaml.safe_load(args.config.read_text()) or {})
+        textures = read_photographs(config.textures)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    stream = dataclasses.replace(config.stream, clips=args.clips)
+    batch = next(iter(ClipStream(config.scene, stream, args.seed, textures=textures)))
+    frames = config.scene.frames
     drawn = [
-        [draw(batch.video[b], batch.tracks[b], batch.visible[b], t) for t in range(args.frames)]
+        [draw(batch.video[b], batch.tracks[b], batch.visible[b], t) for t in range(frames)]
         for b in range(args.clips)
     ]
     args.output.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, args.frames - 1, 5).astype(int)
+    chosen = np.linspace(0, frames - 1, 5).astype(int)
     sheet = contact_sheet([clip[t] for clip in drawn for t in chosen], columns=5)
     cv2.imwrite(str(args.output / 'preview.png'), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     write_video(args.output / 'preview.mp4', [frame for clip in drawn for frame in clip], fps=10)

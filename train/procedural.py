@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class SceneConfig:
     limbs: float = 0.45  # share of sprites that hang on the one before
     photometric: float = 1.0  # strength of lighting, blur and noise
     pause: float = 0.15  # share of clips whose camera stands still
+    twins: float = 0.0  # share of sprites that look like the one before
+    faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
+    jpeg: float = 0.0  # share of clips compressed as a camera's driver does
 
 
 @dataclass
@@ -264,10 +268,15 @@ class ProceduralVideo:
             colour[:, k] = torch.where(
                 skin[:, k, None, None, None], colour[:, k - 1].flip(-1), colour[:, k]
             )
+        twins = self.chance(self.config.twins, batch, count) & ~self.is_limb[:, 1:]
         shading = self.normal(batch * count, 1, 3, 3) * 0.35
         shading = F.interpolate(shading, (side, side), mode='bicubic', align_corners=True)
         colour = (colour * torch.exp(shading).view(batch, count, 1, side, side)).clamp(0, 1)
         alpha = self.outlines(batch * count, side).view(batch, count, 1, side, side)
+        for k in range(1, count):
+            twin = twins[:, k, None, None, None]
+            colour[:, k] = torch.where(twin, colour[:, k - 1], colour[:, k])
+            alpha[:, k] = torch.where(twin, alpha[:, k - 1], alpha[:, k])
         number = torch.randint(
             self.config.objects[0], count + 1, (batch, 1), generator=self.rng, device=self.device
         )
@@ -320,14 +329,11 @@ class ProceduralVideo:
         sprites = self.sprites(batch)
         ground = self.bank.draw(batch, 512)
         video = self.render(layers, sprites, ground)
-        tracks, visible, query_frame = self.points(layers, sprites, points)
-        video = self.photometric(video)
-        return Clips(
-            (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous(),
-            tracks,
-            visible,
-            query_frame,
-        )
+        broken = self.broken(*video.shape[:2])
+        tracks, visible, query_frame = self.points(layers, sprites, points, video, broken)
+        video = self.replace(self.photometric(video), broken)
+        video = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
+        return Clips(self.compress(video), tracks, visible, query_frame)
 
     def render(self, layers: Layers, sprites: Tensor, ground: Tensor) -> Tensor:
         """Composite all layers: (B, T, 3, H, W) in [0, 1]."""
@@ -347,14 +353,17 @@ class ProceduralVideo:
             image = image + rgba[:, :, 3:] * (rgba[:, :, :3] - image)
         return image
 
-    def points(self, layers: Layers, sprites: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tracks of points that are visible in their query frame; half of the points on sprites
-        where there are any.
+    def points(
+        self, layers: Layers, sprites: Tensor, count: int, video: Tensor, broken: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tracks of points that are visible in their query frame, sprites and edges in the video
+        (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T).
         """
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
         device, many = self.device, 4 * count
         query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
         query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
+        query = query * ~broken.gather(1, query)  # the first frame is never broken
         xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
         cover = self.coverage(layers, sprites, xy[:, None].expand(-1, frames, -1, -1))
         cover = cover.gather(2, query[:, None, None].expand(-1, sprites.shape[1], 1, -1))[
@@ -365,7 +374,8 @@ class ProceduralVideo:
         ]
         top = top.amax(1).long()
         clear = ((cover < 0.02) | (cover > 0.98)).all(1)  # a blended edge shows no single surface
-        score = self.uniform(batch, many) + (top > 0) * 0.35 - 10.0 * ~clear
+        edge = edges(video, xy, query)
+        score = self.uniform(batch, many) + (top > 0) * 0.35 + edge * 0.35 - 10.0 * ~clear
         keep = score.topk(count, 1).indices
         xy, top, query = (
             x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
@@ -390,7 +400,8 @@ class ProceduralVideo:
             torch.arange(1, sprites.shape[1] + 1, device=device)[None, :, None, None]
             > top[:, None, None]
         )
-        return tracks, inside & ~(over & above).any(1), query
+        seen = inside & ~(over & above).any(1) & ~broken[..., None]
+        return tracks, seen, query
 
     def coverage(self, layers: Layers, sprites: Tensor, xy: Tensor) -> Tensor:
         """Alpha of every sprite at pixels xy (B, T, N, 2): (B, K, T, N)."""
@@ -429,6 +440,42 @@ class ProceduralVideo:
         noise = s * self.uniform(batch, 1, 1, 1, 1, high=0.03) * self.normal(*video.shape)
         return (video + noise).clamp(0, 1)
 
+    def broken(self, batch: int, frames: int) -> Tensor:
+        """Frames that show nothing of the scene, (B, T) bool: in some clips a run of up to half
+        of its frames, after the first.
+        """
+        if self.config.faults == 0 or frames < 3:
+            return torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
+        first = 1 + (self.uniform(batch, 1) * (frames - 1)).long()
+        length = (self.uniform(batch, 1) * frames / 2).long() + 1
+        t = torch.arange(frames, device=self.device)
+        return self.chance(self.config.faults, batch, 1) & (t >= first) & (t < first + length)
+
+    def replace(self, video: Tensor, broken: Tensor) -> Tensor:
+        """The video (B, T, 3, H, W) with its broken frames black, white, noise, or frozen."""
+        for b in torch.nonzero(broken.any(1)).flatten().tolist():
+            run, kind = broken[b], int(self.uniform(1, high=4))
+            frozen = video[b, int(run.int().argmax()) - 1].clone()
+            noise = self.uniform(*video.shape[3:])
+            video[b, run] = (torch.zeros_like(frozen), torch.ones_like(frozen), noise, frozen)[
+                kind
+            ]
+        return video
+
+    def compress(self, video: Tensor) -> Tensor:
+        """Some of the clips (B, T, H, W, 3) uint8 after JPEG of quality 25 to 90."""
+        if self.config.jpeg == 0:
+            return video
+        which, quality = self.chance(self.config.jpeg, len(video)), self.uniform(len(video))
+        for b in torch.nonzero(which).flatten().tolist():
+            setting = [cv2.IMWRITE_JPEG_QUALITY, int(25 + 65 * quality[b])]
+            frames = [
+                cv2.imdecode(cv2.imencode('.jpg', frame, setting)[1], cv2.IMREAD_COLOR)
+                for frame in video[b].cpu().numpy()
+            ]
+            video[b] = torch.from_numpy(np.stack(frames)).to(self.device)
+        return video
+
     def blur(self, video: Tensor, strength: float) -> Tensor:
         """Per clip one of: none (60 %), defocus, or a straight motion blur up to 9 px."""
         batch, frames, channels, height, width = video.shape
@@ -450,6 +497,18 @@ class ProceduralVideo:
                 frames, channels, height, width
             )
         return video
+
+
+def edges(video: Tensor, xy: Tensor, frame: Tensor) -> Tensor:
+    """How much of an edge there is in the video (B, T, 3, H, W) at xy (B, N, 2) px of frames (B,
+    N), in [0, 1).
+    """
+    grey = F.pad(video.mean(2), (0, 1, 0, 1), mode='replicate')
+    slope = grey.diff(dim=-1)[..., :-1, :].abs() + grey.diff(dim=-2)[..., :-1].abs()
+    batch = torch.arange(len(video), device=video.device)[:, None]
+    x, y = xy.round().long().unbind(-1)
+    there = slope[batch, frame, y, x]
+    return there / (there + slope.mean() + 1e-6)
 
 
 def matrix(scale: Tensor, angle: Tensor, shift: Tensor, tilt: Tensor, aspect: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training stream: batch i is a function of the seed and i alone, so that a resumed run
+"""The training streams: batch i is a function of the seed and i alone, so that a resumed run
 goes on exactly.
 """
 
@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from train.augment import AugmentConfig, augment
+from train.datasets import Clip, DataError, read_kubric
 from train.procedural import Clips, ProceduralVideo, SceneConfig
 
 CHAPTER = 400  # batches between new texture banks, which take some seconds to make
@@ -30,6 +33,7 @@ class StreamConfig:
     )  # frame rate of a clip against the scene's own, log-uniform
     skip: float = 0.1  # chance that frames are dropped before a frame
     shuffle: bool = False  # unrelated frame times up to pace[1] apart: for matching, not tracking
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen), of recorded data
 
 
 class ClipStream(IterableDataset):
@@ -81,7 +85,82 @@ class ClipStream(IterableDataset):
         return pace * (1 + dropped).cumsum(1)
 
 
-def loader(stream: ClipStream, workers: int) -> Iterator[Clips]:
+class FolderStream(IterableDataset):
+    """Endless batches of `Clips` cut out of Kubric sequences, augmented, for one process."""
+
+    def __init__(
+        self,
+        sequences: Sequence[Path],
+        scene: SceneConfig,
+        stream: StreamConfig,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        super().__init__()
+        self.sequences, self.scene, self.stream = sequences, scene, stream
+        self.seed, self.start, self.rank, self.ranks = seed, start, rank, ranks
+
+    def __iter__(self) -> Iterator[Clips]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        step = self.start + first
+        while True:
+            index = step * self.ranks + self.rank
+            rng = np.random.default_rng((self.seed, index))
+            parts = [self.clip(rng) for _ in range(self.stream.clips)]
+            yield Clips(*(torch.stack(x) for x in zip(*parts, strict=True)))
+            step += stride
+
+    def clip(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One random clip: video, tracks, visible and query frames as in `Clips`, without B."""
+        for _ in range(20):
+            path = self.sequences[int(rng.integers(len(self.sequences)))]
+            clip = read_kubric(path)
+            part = None if clip is None else self.cut(clip, rng)
+            if part is not None:
+                return part
+        raise DataError(
+            f'{path.parent}: 20 sequences in a row have fewer than {self.scene.frames} frames '
+            f'or {self.stream.points} visible points'
+        )
+
+    def cut(
+        self, clip: Clip, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Frames of a random stretch at a random pace, and points that are visible at a random
+        frame of it, half of them at the first; None where there are too few.
+        """
+        frames, points = self.scene.frames, self.stream.points
+        fastest = min(self.stream.pace[1], (len(clip.video) - 1) / max(1, frames - 1))
+        if len(clip.video) < frames:
+            return None
+        pace = rng.uniform(1, max(1, fastest))
+        last = len(clip.video) - 1 - (frames - 1) * pace
+        index = (rng.uniform(0, last) + pace * np.arange(frames)).astype(int)
+        video, tracks, visible = augment(
+            clip.video[index],
+            clip.tracks[index],
+            clip.visible[index],
+            self.scene.size,
+            self.stream.augment,
+            rng,
+        )
+        wanted = np.where(rng.random(tracks.shape[1]) < 0.5, 0, rng.integers(frames))
+        chosen = np.flatnonzero(visible[wanted, np.arange(tracks.shape[1])])
+        if len(chosen) < points:
+            return None
+        chosen = rng.choice(chosen, points, replace=False)
+        return (
+            torch.from_numpy(video),
+            torch.from_numpy(tracks[:, chosen].astype(np.float32)),
+            torch.from_numpy(visible[:, chosen]),
+            torch.from_numpy(wanted[chosen].astype(np.int64)),
+        )
+
+
+def loader(stream: IterableDataset, workers: int) -> Iterator[Clips]:
     """Iterate over a stream, rendering in `workers` other processes, or in this one when 0 (as
     on a GPU).
     """

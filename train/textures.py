@@ -6,13 +6,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 512  # px of a texture in the bank
+
+
+def read_photographs(folder: str | Path) -> list[np.ndarray]:
+    """The images of a folder, (H, W, 3) uint8 RGB; none where no folder is named.
+
+    Raises ValueError for a folder without images and for a file that is none.
+    """
+    if not str(folder):
+        return []
+    photographs = []
+    for file in sorted(Path(folder).glob('*.[jp][pn]g')):
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f'{file} is not an image')
+        photographs.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    if not photographs:
+        raise ValueError(f'{folder}: no .jpg or .png there')
+    return photographs
 
 
 class TextureBank:

@@ -1,274 +1,194 @@
-"""Train the real-time tracker on procedural video: one YAML file per run, exact resume.
+"""Train any network of the family: one YAML file per run, exact resume, one process or many.
 
-python train/train.py --config config/train_realtime.yaml --output runs/realtime
+    python train/train.py --config config/train_realtime.yaml --output runs/realtime
+    torchrun --nproc-per-node 8 train/train.py --config ... --output ...
 
-The encoder comes from the contrastive stage and stays as it is; the refiner learns on its
-features. A batch is used twice: first the tracker runs through the clips frame by frame without
-gradient, as it will on a robot, and what every frame's search started from is kept; then all
-frames are refined again in parallel from there, with gradient. So the model learns from its own
-errors at the cost of one pass.
+With several processes each takes its own clips, and the gradients are averaged.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cotracker_ros.model.realtime import (
-    Estimate,
-    Masks,
-    Motion,
-    RealtimeConfig,
-    RealtimeTracker,
-    build_realtime,
-)
-from train.losses import LossConfig, tracking_loss
+from cotracker_ros.model import build_model, load_checkpoint
+from cotracker_ros.streaming import VISIBLE_THRESHOLD
+from cotracker_ros.visualise import contact_sheet, draw_tracks
+from train.datasets import DataError, kubric_sequences
+from train.losses import LossConfig
+from train.metrics import mean_scores, tapvid
 from train.procedural import Clips, SceneConfig
-from train.stream import ClipStream, StreamConfig, loader
+from train.realtime import RealtimeRecipe, calibrate, realtime_losses
+from train.stream import ClipStream, FolderStream, StreamConfig, loader
+from train.textures import read_photographs
+from train.windows import window_losses
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A run; the groups are those of the files named."""
 
-    encoder: str = ''  # weights of the contrastive stage
-    start: str = ''  # published weights to go on from instead
+    network: str = 'realtime'  # or cotracker1, cotracker2, cotracker3_online, cotracker3_offline
+    shape: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from its own
+    start: str = ''  # weights to go on from
+    data: str = ''  # folder of Kubric sequences; else procedural video
+    textures: str = ''  # folder of photographs for procedural scenes to wear
     steps: int = 4000
     seed: int = 1
     lr: float = 5e-4
+    encoder_rate: float = 1.0  # learning rate of the encoder against the rest's
     warmup: int = 200  # steps
     weight_decay: float = 0.01
-    clip: float = 1.0  # largest gradient norm
+    clip: float = 1.0  # largest gradient norm, of the encoder and of the rest
     ema: float = 0.998
     iterations: int = 3
-    # chance per frame and point that the search starts near the truth; 1 during warm-up
-    lead: float = 0.15
-    drift: tuple[float, float] = (0.3, 8.0)  # px, how far off such a start is, log-uniform
-    workers: int = 1  # processes that render
+    workers: int = 1  # processes that render or read
     save: int = 200  # steps between checkpoints
-    calibration: int = 24  # batches at the end on which the probabilities are set right
+    evaluate: int = 1000  # steps between evaluations
+    evaluated: int = 4  # clips of an evaluation
     scene: SceneConfig = SceneConfig(frames=20)  # noqa: RUF009 (frozen)
     stream: StreamConfig = StreamConfig()  # noqa: RUF009 (frozen)
     loss: LossConfig = LossConfig()  # noqa: RUF009 (frozen)
-    model: RealtimeConfig = RealtimeConfig()  # noqa: RUF009 (frozen)
+    realtime: RealtimeRecipe = RealtimeRecipe()  # noqa: RUF009 (frozen)
 
 
 def read_config(values: Mapping[str, Any], kind: type = TrainConfig, where: str = '') -> Any:
-    """A config from nested mappings. Raises ValueError naming a key that doesn't exist."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f'unknown key {where}{key}; there are: {", ".join(fields)}')
+    """A config from nested mappings. Raises ValueError naming a key that doesn't exist or whose
+    value is of another kind.
+    """
+    defaults = kind()
     known = {}
+    value: Any
     for key, value in values.items():
-        default = getattr(kind(), key)
+        if key not in vars(defaults):
+            raise ValueError(f'unknown key {where}{key}; there are: {", ".join(vars(defaults))}')
+        default: Any = getattr(defaults, key)
+        expected: Any = Mapping if dataclasses.is_dataclass(default) else type(default)
+        if isinstance(default, float) and isinstance(value, (int, str)):
+            expected = (float, int, str)  # YAML reads 1e-4 as a string
+        if isinstance(default, tuple):
+            expected = list
+        if not isinstance(value, expected) or isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError(f'{where}{key} is {value!r}; it must be like {default!r}')
         if dataclasses.is_dataclass(default):
-            value = read_config(value, type(default), f'{where}{key}.')
-        known[key] = (
-            tuple(value)
-            if isinstance(value, list)
-            else type(default)(value)
-            if isinstance(default, (int, float))
-            else value
-        )
+            known[key] = read_config(value, type(default), f'{where}{key}.')
+            continue
+        try:
+            known[key] = type(default)(value)
+        except ValueError as error:
+            raise ValueError(f'{where}{key} is {value!r}: {error}') from error
     return kind(**known)
 
 
-class Recorded(NamedTuple):
-    """What every frame's search started from: Motion and recent templates (G, F, N, levels, C),
-    age (G, F, N).
+class Objective(nn.Module):
+    """A network with its losses: what a step of training asks for, as one module, so that
+    DistributedDataParallel sees every use of the weights.
     """
 
-    motion: Motion
-    template: Tensor
-    recent: Tensor
-    age: Tensor
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        super().__init__()
+        self.model, self.config = model, config
 
-
-@torch.no_grad()
-def encode(model: RealtimeTracker, clips: Clips) -> list[Tensor]:
-    """Features of all frames, per level (G, F, C, h, w)."""
-    device = clips.video.device.type
-    image = (
-        clips.video.flatten(0, 1)
-        .movedim(-1, 1)
-        .float()
-        .contiguous(memory_format=torch.channels_last)
-    )
-    with torch.autocast(device, torch.bfloat16):
-        features = model.encoder(image)
-    return [f.contiguous().unflatten(0, clips.video.shape[:2]) for f in features]
-
-
-@torch.no_grad()
-def roll_out(
-    model: RealtimeTracker,
-    features: list[Tensor],
-    clips: Clips,
-    config: TrainConfig,
-    lead: float,
-    rng: torch.Generator,
-) -> Recorded:
-    """Run through the clips as on a stream; with chance `lead` a point's search starts near the
-    truth instead.
-    """
-    count, frames, points = clips.visible.shape
-    device = clips.video.device
-    window, iterations = model.config.window, config.iterations
-    past = [
-        torch.zeros(count, points, window - 1, model.refiner.cache_width, device=device)
-        for _ in range(iterations)
-    ]
-    xy = velocity = torch.zeros(count, points, 2, device=device)
-    visibility = confidence = torch.zeros(count, points, device=device)
-    template = recent = torch.zeros(
-        count, points, len(features), model.config.features, device=device
-    )
-    rows = []
-    low, high = config.drift
-    for t in range(frames):
-        now, begun = clips.query_frame == t, clips.query_frame <= t
-        here, before = clips.tracks[:, t], clips.tracks[:, max(t - 1, 0)]
-        current = [f[:, t] for f in features]
-        # Near the truth: off by an error that is small for most points, with a velocity that is
-        # off likewise.
-        off = low * (high / low) ** torch.rand(count, points, 1, generator=rng, device=device)
-        error = off * torch.randn(count, points, 2, generator=rng, device=device)
-        led = (torch.rand(count, points, generator=rng, device=device) < lead) & begun & ~now
-        slow = 0.5 * off * torch.randn(count, points, 2, generator=rng, device=device)
-        earlier = clips.tracks[:, max(t - 2, 0)]
-        xy = torch.where(led[..., None], before + error, xy)
-        velocity = torch.where(led[..., None], before - earlier + slow, velocity)
-        first = model.describe(current, here)
-        xy, velocity = torch.where(now[..., None], here, xy), velocity * ~now[..., None]
-        template = torch.where(now[..., None, None], first, template)
-        recent = torch.where(now[..., None, None], first, recent)
-        visibility, confidence = (
-            torch.where(now, 1.0, visibility),
-            torch.where(now, 1.0, confidence),
+    def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
+        """Losses of a batch of the clips first, first + 1, ... of the run."""
+        c = self.config
+        if c.network != 'realtime':
+            device = clips.video.device.type
+            with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
+                return window_losses(self.model, clips, c.iterations, c.loss)
+        lead = 1.0 if step < c.warmup and not c.start else c.realtime.lead
+        seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
+        return realtime_losses(
+            self.model, clips, c.iterations, c.loss, c.realtime, lead, seeds, step
         )
-        age = t - clips.query_frame
-        motion = Motion(*(x[:, None] for x in (xy, velocity, visibility, confidence)))
-        rows.append((*motion, template[:, None], recent[:, None], age[:, None]))
-
-        maps = model.correlate(current, torch.stack([template, recent], 2)[:, None])
-        masks = Masks.build(age[:, None], begun[:, None], window)
-        estimates, past = model.refiner(maps, motion, masks, past, iterations)
-        result, seen, sure = (x[:, 0] for x in estimates[-1])
-        result = torch.where(now[..., None], here, result)
-        visibility, confidence = (
-            torch.where(now, 1.0, seen.sigmoid()),
-            torch.where(now, 1.0, sure.sigmoid()),
-        )
-        velocity = (result - xy) * ~now[..., None]
-        recent = model.remember(recent, model.describe(current, result), visibility, confidence)
-        xy = result
-    columns = [torch.cat(x, 1) for x in zip(*rows, strict=True)]
-    return Recorded(Motion(*columns[:4]), *columns[4:])
-
-
-def refine_all(
-    model: RealtimeTracker, features: list[Tensor], record: Recorded, iterations: int
-) -> list[Estimate]:
-    """Refine all frames in parallel from the recorded starts: every iteration's estimate, (G,
-    F, N, ...).
-    """
-    count, _, points = record.age.shape
-    with torch.no_grad():
-        maps = model.correlate(
-            [f.flatten(0, 1) for f in features], torch.stack([record.template, record.recent], 3)
-        )
-    masks = Masks.build(record.age, record.age >= 0, model.config.window)
-    empty = torch.zeros(
-        count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
-    )
-    return model.refiner(maps, record.motion, masks, [empty] * iterations, iterations)[0]
-
-
-def clip_loss(
-    model: RealtimeTracker,
-    features: list[Tensor],
-    clips: Clips,
-    record: Recorded,
-    config: TrainConfig,
-) -> dict[str, Tensor]:
-    """The losses of all frames and, beside them, two measures of the result."""
-    estimates = refine_all(model, features, record, config.iterations)
-    counted = record.age > 0
-    losses = tracking_loss(
-        estimates, clips.tracks, clips.visible, counted, record.motion.xy, config.loss
-    )
-    with torch.no_grad():
-        miss = (estimates[-1].xy - clips.tracks).norm(dim=-1)
-        seen = counted & clips.visible
-        losses['within 3 px'] = (miss[seen] < 3).float().mean()
-        losses['visibility right'] = (
-            ((estimates[-1].visibility > 0) == clips.visible)[counted].float().mean()
-        )
-    return losses
-
-
-def intercept(logits: Tensor, target: Tensor) -> Tensor:
-    """The constant that, added to the logits, makes their mean probability the share of
-    `target`.
-    """
-    low, high = logits.new_tensor(-20.0), logits.new_tensor(20.0)
-    for _ in range(40):  # bisection: the mean grows with the constant
-        middle = (low + high) / 2
-        below = (logits + middle).sigmoid().mean() < target.float().mean()
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return middle
 
 
 class Run:
     """Weights, averaged weights, optimiser and step of a run."""
 
     def __init__(self, config: TrainConfig, folder: Path, device: str):
+        """Raises ValueError for settings, files or folders that cannot be used, before any
+        compute is spent.
+        """
         self.config, self.folder, self.device = config, folder, device
-        torch.manual_seed(config.seed)
-        self.model = build_realtime(image_size=(320, 512), config=config.model).to(device)
-        self.model.encoder.eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.model.refiner.parameters(), config.lr, weight_decay=config.weight_decay
+        self.rank, self.ranks = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
+        torch.manual_seed(config.seed)
+        self.textures = read_photographs(config.textures)
+        self.sequences = kubric_sequences(config.data) if config.data else []
+        self.model = self.network().to(device)
+        self.objective: nn.Module = Objective(self.model, config)
+        encoder = list(self.model.encoder.parameters())
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith('encoder.')]
+        if config.network == 'realtime':
+            # Batch norm stays as the contrastive stage left it.
+            self.model.eval()
+            self.model.encoder.requires_grad_(config.realtime.fresh > 0)
+        groups = [
+            {'params': rest, 'peak': config.lr},
+            {'params': encoder, 'peak': config.lr * config.encoder_rate},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
         self.average = torch.optim.swa_utils.AveragedModel(
-            self.model.refiner, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
         )
         self.step = 0
         path = folder / 'checkpoint.pt'
         if path.exists():
             self.restore(torch.load(path, map_location=device, weights_only=True))
-        elif config.start:
-            self.model.load_state_dict(load_file(config.start, device))
-            self.average.module.load_state_dict(self.model.refiner.state_dict())
-        elif config.encoder:
-            self.model.encoder.load_state_dict(
-                torch.load(config.encoder, map_location=device, weights_only=True)['encoder']
-            )
+        if self.ranks > 1:
+            self.objective = nn.parallel.DistributedDataParallel(self.objective)
+
+    def network(self) -> nn.Module:
+        """The network with the weights that the run begins with."""
+        c, encoder = self.config, self.config.realtime.encoder
+        try:
+            model = build_model(c.network, c.scene.size, **c.shape)
+        except TypeError as error:
+            raise ValueError(f'shape {c.shape} is not of {c.network}: {error}') from error
+        try:
+            if c.start:
+                model.load_state_dict(load_checkpoint(c.start).state_dict())
+            elif encoder:
+                saved = torch.load(encoder, map_location='cpu', weights_only=True)
+                model.encoder.load_state_dict(saved['encoder'])
+        except (OSError, KeyError, RuntimeError) as error:
+            reason = str(error).partition('\n')[0]
+            raise ValueError(f'cannot begin with {c.start or encoder}: {reason}') from error
+        return model
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {'network': self.config.network, **self.config.shape}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint; ValueError if it is of another run or model."""
-        if saved['model_config'] != dataclasses.asdict(self.config.model):
+        """Go on from a checkpoint; ValueError if it is of another model."""
+        if saved['identity'] != self.identity:
             raise ValueError(
-                f'{self.folder} holds a run of another model: {saved["model_config"]}; '
+                f'{self.folder} holds a run of another model: {saved["identity"]}; '
                 'choose another folder'
             )
         self.model.load_state_dict(saved['model'])
@@ -278,123 +198,141 @@ class Run:
 
     def save(self) -> None:
         """Write beside, then rename: a killed run never leaves half a checkpoint."""
+        if self.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             'model': self.model.state_dict(),
             'average': self.average.state_dict(),
             'optimiser': self.optimiser.state_dict(),
             'step': self.step,
-            'model_config': dataclasses.asdict(self.config.model),
+            'identity': self.identity,
         }
         torch.save(state, self.folder / 'checkpoint.part')
         (self.folder / 'checkpoint.part').rename(self.folder / 'checkpoint.pt')
 
-    @torch.no_grad()
-    def calibrate(self, batches: Iterable[Clips]) -> None:
-        """Make the probabilities that the tracker shows those of the data.
-
-        The balanced losses teach visibility and confidence as if both answers were equally
-        frequent. Here a constant is added to each, on the way out only, so that on fresh clips,
-        tracked as on a stream, the mean probability is the share of true answers: the maximum
-        likelihood of a constant.
-        """
-        tracker = copy.deepcopy(self.model)
-        tracker.refiner = self.average.module
-        rng = torch.Generator(self.device)
-        answers: list[list[Tensor]] = [[], [], [], []]
-        for clips in batches:
-            features = encode(tracker, clips)
-            record = roll_out(tracker, features, clips, self.config, 0.0, rng)
-            last = refine_all(tracker, features, record, self.config.iterations)[-1]
-            counted, seen = record.age > 0, (record.age > 0) & clips.visible
-            near = (last.xy - clips.tracks).norm(dim=-1) < self.config.loss.confident
-            found = (
-                last.visibility[counted],
-                clips.visible[counted],
-                last.confidence[seen],
-                near[seen],
-            )
-            for column, value in zip(answers, found, strict=True):
-                column.append(value)
-        visibility, visible, confidence, near = (torch.cat(x) for x in answers)
-        self.model.calibration[0] = intercept(visibility, visible)
-        self.model.calibration[1] = intercept(confidence, near)
-
     def publish(self) -> Path:
         """Write the averaged weights with their provenance, as they ship."""
-        path = self.folder / 'realtime.safetensors'
-        refiner = {
-            f'refiner.{name}': value for name, value in self.average.module.state_dict().items()
-        }
-        weights = {**self.model.state_dict(), **refiner}
+        c, path = self.config, self.folder / f'{self.config.network}.safetensors'
+        data = 'Kubric' if c.data else f'procedural video, {len(self.textures)} photographs in it'
         save_file(
-            {name: value.cpu().contiguous() for name, value in weights.items()},
+            {name: x.cpu().contiguous() for name, x in self.average.module.state_dict().items()},
             path,
             metadata={
-                'model': 'realtime',
+                'model': c.network,
                 'licence': 'Apache-2.0',
-                'provenance': f'procedural video only; {self.step} steps, seed {self.config.seed}',
-                'config': json.dumps(dataclasses.asdict(self.config)),
+                'provenance': f'{data}; {self.step} steps, seed {c.seed}',
+                'config': json.dumps(dataclasses.asdict(c)),
             },
         )
         return path
 
     def rate(self) -> float:
-        """Learning rate: linear warm-up, then half a cosine to 2 %."""
+        """Learning rate against its peak: linear warm-up, then half a cosine to 2 %."""
         c = self.config
         progress = max(0.0, (self.step - c.warmup) / max(1, c.steps - c.warmup))
-        return (
-            c.lr
-            * min(1.0, (self.step + 1) / c.warmup)
-            * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        )
+        rise = min(1.0, (self.step + 1) / max(1, c.warmup))
+        return rise * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+
+    def batches(self, seed: int, step: int = 0) -> Iterator[Clips]:
+        """The batches of this process from a step on, on its device."""
+        c = self.config
+        if self.sequences:
+            source = FolderStream(
+                self.sequences, c.scene, c.stream, seed, step, self.rank, self.ranks
+            )
+        else:
+            device = self.device if c.workers == 0 else 'cpu'
+            source = ClipStream(
+                c.scene, c.stream, seed, step, self.rank, self.ranks, device, self.textures
+            )
+        return (clips.to(self.device) for clips in loader(source, c.workers))
+
+    def out_of_time(self, end: float) -> bool:
+        """Whether any process has no time left: all must stop at the same step."""
+        over = torch.tensor(float(time.monotonic() >= end), device=self.device)
+        if self.ranks > 1:
+            dist.all_reduce(over)
+        return over.item() > 0
 
     def train(self, time_limit: float) -> None:
         """Train up to the last step or for `time_limit` seconds, whichever is first."""
-        c, begun = self.config, time.monotonic()
-        stream = ClipStream(
-            c.scene, c.stream, c.seed, self.step, device=self.device if c.workers == 0 else 'cpu'
-        )
-        batches = loader(stream, c.workers)
-        writer = SummaryWriter(str(self.folder))
-        bar = tqdm(total=c.steps, initial=self.step, mininterval=5)
+        c, end = self.config, time.monotonic() + time_limit
+        batches = self.batches(c.seed, self.step)
+        writer = SummaryWriter(str(self.folder)) if self.rank == 0 else None
+        bar = tqdm(total=c.steps, initial=self.step, mininterval=5, disable=self.rank > 0)
         shown: dict[str, float] = {}
-        while self.step < c.steps and time.monotonic() - begun < time_limit:
-            losses = self.update(next(batches).to(self.device))
+        while self.step < c.steps and not self.out_of_time(end):
+            losses = self.update(next(batches))
             self.step += 1
             bar.update()
             for name, value in losses.items():
                 shown[name] = shown.get(name, value) * 0.97 + 0.03 * value
-            if self.step % 20 == 0:
+            if self.step % 20 == 0 and writer:
                 bar.set_postfix_str('  '.join(f'{k} {v:.3f}' for k, v in shown.items()))
                 for name, value in shown.items():
-                    writer.add_scalar(name, value, self.step)
+                    writer.add_scalar(f'train/{name}', value, self.step)
             if self.step % c.save == 0:
                 self.save()
+            if self.step % c.evaluate == 0 and writer:
+                self.evaluate(writer)
         self.save()
         bar.close()
-        if self.step == c.steps:
-            fresh = (next(batches).to(self.device) for _ in range(c.calibration))
-            self.calibrate(tqdm(fresh, 'calibrating', c.calibration))
-        print(f'wrote {self.publish()}')
+        if self.rank == 0:
+            if self.step == c.steps and c.network == 'realtime':
+                fresh = islice(batches, c.realtime.calibration)
+                shown_fresh = tqdm(fresh, 'calibrating', c.realtime.calibration)
+                calibrate(self.average.module, shown_fresh, c.iterations, c.loss, c.realtime)
+            print(f'wrote {self.publish()}')
 
     def update(self, clips: Clips) -> dict[str, float]:
         """One step on a batch; its losses and measures."""
         c = self.config
-        rng = torch.Generator(self.device).manual_seed(c.seed * 1_000_003 + self.step)
         for group in self.optimiser.param_groups:
-            group['lr'] = self.rate()
-        features = encode(self.model, clips)
-        record = roll_out(
-            self.model, features, clips, c, 1.0 if self.step < c.warmup else c.lead, rng
-        )
-        losses = clip_loss(self.model, features, clips, record, c)
+            group['lr'] = group['peak'] * self.rate()
+        first = (self.step * self.ranks + self.rank) * len(clips.video)
+        losses = self.objective(clips, self.step, first)
         self.optimiser.zero_grad(set_to_none=True)
         losses['total'].backward()
-        nn.utils.clip_grad_norm_(self.model.refiner.parameters(), c.clip)
+        for group in self.optimiser.param_groups:
+            nn.utils.clip_grad_norm_(group['params'], c.clip)
         self.optimiser.step()
-        self.average.update_parameters(self.model.refiner)
+        self.average.update_parameters(self.model)
         return {name: value.item() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def evaluate(self, writer: SummaryWriter) -> dict[str, float]:
+        """Track clips that training never sees, from their first frames; scores and pictures go
+        to TensorBoard.
+        """
+        model, scores, sheets = self.average.module, [], []
+        training = model.training
+        model.eval()
+        batches = self.batches(self.config.seed + 1_000)
+        clips = (
+            (clips.video[b], clips.tracks[b], clips.visible[b], clips.query_frame[b])
+            for clips in batches
+            for b in range(len(clips.video))
+        )
+        for video, tracks, visible, t in islice(clips, self.config.evaluated):
+            queries = torch.cat(
+                [t[:, None].float(), tracks[t, torch.arange(len(t), device=t.device)]], 1
+            )
+            found = model.track(video.movedim(-1, 1).float(), queries)
+            seen = (found.visibility * found.confidence > VISIBLE_THRESHOLD).cpu().numpy()
+            xy, frames = found.xy.cpu().numpy(), video.cpu().numpy()
+            truth, visible = tracks.cpu().numpy(), visible.cpu().numpy()
+            size = frames.shape[1:3]
+            scores.append(tapvid(t.cpu().numpy(), truth, visible, xy, seen, size))
+            for at in (len(frames) // 2, len(frames) - 1):
+                past = slice(0, at + 1)
+                sheets.append(draw_tracks(frames[at], xy[past], seen[past], np.arange(len(t))))
+        mean = mean_scores(scores)
+        for name, value in mean.items():
+            writer.add_scalar(f'unseen clips/{name}', value, self.step)
+        writer.add_image('unseen clips', contact_sheet(sheets, 2), self.step, dataformats='HWC')
+        model.train(training)
+        return mean
 
 
 def main() -> None:
@@ -417,8 +355,20 @@ def main() -> None:
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
-    config = read_config(yaml.safe_load(args.config.read_text()) or {})
-    Run(config, args.output, args.device).train(args.time_limit)
+    device = args.device
+    if 'RANK' in os.environ:  # started by torchrun
+        if device == 'cuda':
+            device = f'cuda:{os.environ["LOCAL_RANK"]}'
+            torch.cuda.set_device(device)
+        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
+    try:
+        config = read_config(yaml.safe_load(args.config.read_text()) or {})
+        run = Run(config, args.output, device)
+    except (OSError, ValueError, DataError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    run.train(args.time_limit)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ width. Coordinates are model pixels, (0, 0) the centre of the top-left pixel, x 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -582,8 +582,8 @@ class RealtimeStep(nn.Module):
         return F.normalize(torch.stack(out, 2), dim=-1)
 
 
-def build_realtime(
-    image_size: tuple[int, int] = (320, 512), config: RealtimeConfig | None = None
-) -> RealtimeTracker:
-    """The shipped shape with fresh weights; image size (H, W) px, multiples of 32."""
-    return RealtimeTracker(config or RealtimeConfig(), image_size)
+def build_realtime(image_size: tuple[int, int] = (320, 512), **changes: Any) -> RealtimeTracker:
+    """The shipped shape, but for `changes` of its configuration, with fresh weights; image size
+    (H, W) px, multiples of 32.
+    """
+    return RealtimeTracker(RealtimeConfig(**changes), image_size)

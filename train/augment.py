@@ -1,0 +1,125 @@
+"""Changes to recorded clips that keep their tracks true (CoTracker, appendix; after RAFT, PIPs).
+
+Pictures: brightness, contrast, saturation, hue; blur; patches erased, or replaced by another part
+of the picture, for some frames, which hides the points below. Geometry: a crop whose place and
+scale drift over time, flips, and time run backwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Probabilities are per clip, of patches per clip and kind."""
+
+    colour: float = 0.8
+    blur: float = 0.25
+    erase: float = 0.5
+    replace: float = 0.5
+    patches: int = 5  # at most, of one kind
+    patch: tuple[int, int] = (10, 80)  # px, side of a patch
+    scale: tuple[float, float] = (1.0, 1.6)  # of the least that fills the picture
+    drift: float = 0.1  # change of scale, and of place against the room left, over a clip
+    flip: float = 0.5  # left and right; upside down half as often
+    reverse: float = 0.3  # time runs backwards
+
+
+def augment(
+    video: np.ndarray,
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    size: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clip (T, H, W, 3) uint8 RGB with tracks (T, N, 2) px and visible (T, N) bool to one of
+    `size` (H, W), with the tracks in its pixels. Points outside are not visible.
+    """
+    video, visible = video.copy(), visible.copy()
+    if rng.random() < config.reverse:
+        video, tracks, visible = video[::-1], tracks[::-1], visible[::-1]
+    if rng.random() < config.colour:
+        video = recolour(video, rng)
+    if rng.random() < config.blur:
+        sigma = rng.uniform(0.3, 1.5)
+        video = np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in video])
+    video = np.ascontiguousarray(video)
+    for kind in ('erase', 'replace'):
+        if rng.random() < getattr(config, kind):
+            for _ in range(rng.integers(1, config.patches + 1)):
+                cover(video, tracks, visible, kind == 'replace', config.patch, rng)
+    return crop(video, tracks, visible, size, config, rng)
+
+
+def recolour(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The clip in other colours: gain, offset, saturation, hue, the same in all frames."""
+    gain, offset = rng.uniform(0.7, 1.3), rng.uniform(-25, 25)
+    video = np.clip(video * gain + offset, 0, 255).astype(np.uint8)
+    shift, saturation = rng.integers(-12, 13), rng.uniform(0.6, 1.4)
+    out = []
+    for frame in video:
+        hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV).astype(np.float32)
+        hsv[..., 0] = (hsv[..., 0] + shift) % 180
+        hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 255)
+        out.append(cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
+    return np.stack(out)
+
+
+def cover(
+    video: np.ndarray,
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    with_picture: bool,
+    side: tuple[int, int],
+    rng: np.random.Generator,
+) -> None:
+    """Lay one patch over a run of frames, in place, and hide the points under it."""
+    frames, height, width = video.shape[:3]
+    first = rng.integers(frames)
+    run = slice(first, first + rng.integers(1, frames + 1))
+    h, w = (min(int(rng.integers(*side)), n // 2) for n in (height, width))
+    y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    if with_picture:
+        v, u = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        video[run, y : y + h, x : x + w] = video[run, v : v + h, u : u + w].copy()
+    else:
+        video[run, y : y + h, x : x + w] = video[run].mean((1, 2), keepdims=True)
+    low, high = np.array([x, y]) - 0.5, np.array([x + w, y + h]) - 0.5
+    visible[run] &= ~((tracks[run] > low) & (tracks[run] < high)).all(-1)
+
+
+def crop(
+    video: np.ndarray,
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    size: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A window on the clip whose scale and place drift evenly, flipped in some clips."""
+    frames, height, width = video.shape[:3]
+    t = np.linspace(-0.5, 0.5, frames)
+    least = max(size[0] / height, size[1] / width)
+    scale = least * rng.uniform(*config.scale) * np.exp(config.drift * rng.normal() * t)
+    scale = np.maximum(scale, least)
+    place = np.clip(rng.random((1, 2)) + config.drift * rng.normal(size=(1, 2)) * t[:, None], 0, 1)
+    mirror = np.where(rng.random(2) < (config.flip, config.flip / 2), -1.0, 1.0)  # x, y
+    extent = np.array([size[1], size[0]])
+    room = np.array([width, height]) - extent / scale[:, None]  # px of the picture left over
+    out, moved = [], np.empty((*tracks.shape[:2], 2), np.float32)
+    for i, frame in enumerate(video):
+        # Pixel centres: (x + 0.5) scales, and mirrors about the middle of the window.
+        offset = 0.5 * scale[i] - 0.5 - place[i] * room[i] * scale[i]
+        offset = np.where(mirror < 0, extent - 1 - offset, offset)
+        matrix = np.array(
+            [[mirror[0] * scale[i], 0, offset[0]], [0, mirror[1] * scale[i], offset[1]]]
+        )
+        out.append(cv2.warpAffine(frame, matrix, size[::-1], flags=cv2.INTER_LINEAR))
+        moved[i] = tracks[i] * mirror * scale[i] + offset
+    inside = ((moved >= 0) & (moved <= extent - 1)).all(-1)
+    return np.stack(out), moved, visible & inside

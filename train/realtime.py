@@ -1,0 +1,268 @@
+"""How the real-time tracker learns from a batch of clips.
+
+A batch is used twice: first the tracker runs through the clips frame by frame without gradient, as
+it will on a robot, and what every frame's search started from is kept; then all frames are refined
+again in parallel from there, with gradient. So the model learns from its own errors at the cost of
+one pass. The encoder learns with it through a few frames of every clip: they are encoded once
+more, with gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cotracker_ros.model.realtime import (
+    Estimate,
+    Masks,
+    Motion,
+    PyramidEncoder,
+    RealtimeTracker,
+)
+from train.losses import LossConfig, matching_loss, tracking_loss
+from train.procedural import Clips
+
+MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
+
+
+@dataclass(frozen=True)
+class RealtimeRecipe:
+    """What is particular to the real-time tracker's training."""
+
+    encoder: str = ''  # weights of the contrastive stage to begin with
+    # chance per frame and point that the search starts near the truth; 1 during warm-up, unless
+    # the run goes on from trained weights
+    lead: float = 0.15
+    drift: tuple[float, float] = (0.3, 8.0)  # px, how far off such a start is, log-uniform
+    fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
+    matching: float = 0.1  # weight of the contrastive loss on those frames
+    calibration: int = 24  # batches at the end on which the probabilities are set right
+
+
+class Recorded(NamedTuple):
+    """What every frame's search started from: Motion and recent templates (G, F, N, levels, C),
+    age (G, F, N).
+    """
+
+    motion: Motion
+    template: Tensor
+    recent: Tensor
+    age: Tensor
+
+
+class Leads(NamedTuple):
+    """Starts of searches near the truth: whether (G, F, N), and how far off place and velocity
+    are, (G, F, N, 2) px.
+    """
+
+    led: Tensor
+    error: Tensor
+    slip: Tensor
+
+    @classmethod
+    def draw(
+        cls, clips: Clips, lead: float, drift: tuple[float, float], seeds: list[int]
+    ) -> Leads:
+        """One seed for each clip, so that a clip's numbers do not depend on its batch."""
+        count, frames, points = clips.visible.shape
+        device, (low, high) = clips.video.device, drift
+        parts = []
+        for seed in seeds[:count]:
+            rng = torch.Generator(device).manual_seed(seed)
+            led = torch.rand(frames, points, generator=rng, device=device) < lead
+            off = torch.rand(frames, points, 1, generator=rng, device=device)
+            off = low * (high / low) ** off  # small for most points
+            noise = torch.randn(2, frames, points, 2, generator=rng, device=device)
+            parts.append((led, off * noise[0], 0.5 * off * noise[1]))
+        return cls(*(torch.stack(x) for x in zip(*parts, strict=True)))
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is fast here: a CPU without it is eight times slower with it."""
+    return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def encode(encoder: PyramidEncoder, video: Tensor) -> list[Tensor]:
+    """Features of frames (G, F, H, W, 3) uint8, per level (G, F, C, h, w)."""
+    device = video.device.type
+    image = video.flatten(0, 1).movedim(-1, 1).float()
+    with torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device)):
+        features = encoder(image.contiguous(memory_format=torch.channels_last))
+    return [f.contiguous().unflatten(0, video.shape[:2]) for f in features]
+
+
+@torch.no_grad()
+def roll_out(
+    model: RealtimeTracker, features: list[Tensor], clips: Clips, leads: Leads, iterations: int
+) -> Recorded:
+    """Run through the clips as on a stream; led searches start near the truth instead."""
+    count, frames, points = clips.visible.shape
+    device, window = clips.video.device, model.config.window
+    past = [
+        torch.zeros(count, points, window - 1, model.refiner.cache_width, device=device)
+        for _ in range(iterations)
+    ]
+    xy = velocity = torch.zeros(count, points, 2, device=device)
+    visibility = confidence = torch.zeros(count, points, device=device)
+    template = recent = torch.zeros(
+        count, points, len(features), model.config.features, device=device
+    )
+    rows = []
+    for t in range(frames):
+        now, begun = clips.query_frame == t, clips.query_frame <= t
+        here, before = clips.tracks[:, t], clips.tracks[:, max(t - 1, 0)]
+        earlier = clips.tracks[:, max(t - 2, 0)]
+        current = [f[:, t] for f in features]
+        led = (leads.led[:, t] & begun & ~now)[..., None]
+        xy = torch.where(led, before + leads.error[:, t], xy)
+        velocity = torch.where(led, before - earlier + leads.slip[:, t], velocity)
+        first = model.describe(current, here)
+        xy, velocity = torch.where(now[..., None], here, xy), velocity * ~now[..., None]
+        template = torch.where(now[..., None, None], first, template)
+        recent = torch.where(now[..., None, None], first, recent)
+        visibility = torch.where(now, 1.0, visibility)
+        confidence = torch.where(now, 1.0, confidence)
+        age = t - clips.query_frame
+        motion = Motion(*(x[:, None] for x in (xy, velocity, visibility, confidence)))
+        rows.append((*motion, template[:, None], recent[:, None], age[:, None]))
+
+        maps = model.correlate(current, torch.stack([template, recent], 2)[:, None])
+        masks = Masks.build(age[:, None], begun[:, None], window)
+        estimates, past = model.refiner(maps, motion, masks, past, iterations)
+        result, seen, sure = (x[:, 0] for x in estimates[-1])
+        result = torch.where(now[..., None], here, result)
+        visibility = torch.where(now, 1.0, seen.sigmoid())
+        confidence = torch.where(now, 1.0, sure.sigmoid())
+        velocity = (result - xy) * ~now[..., None]
+        recent = model.remember(recent, model.describe(current, result), visibility, confidence)
+        xy = result
+    columns = [torch.cat(x, 1) for x in zip(*rows, strict=True)]
+    return Recorded(Motion(*columns[:4]), *columns[4:])
+
+
+def refine_all(
+    model: RealtimeTracker, features: list[Tensor], record: Recorded, iterations: int
+) -> list[Estimate]:
+    """Refine all frames in parallel from the recorded starts: every iteration's estimate, (G,
+    F, N, ...).
+    """
+    count, _, points = record.age.shape
+    maps = model.correlate(
+        [f.flatten(0, 1) for f in features], torch.stack([record.template, record.recent], 3)
+    )
+    masks = Masks.build(record.age, record.age >= 0, model.config.window)
+    empty = torch.zeros(
+        count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
+    )
+    return model.refiner(maps, record.motion, masks, [empty] * iterations, iterations)[0]
+
+
+def refresh(
+    model: RealtimeTracker, features: list[Tensor], clips: Clips, record: Recorded, frames: Tensor
+) -> tuple[list[Tensor], Recorded, Tensor]:
+    """Encode some frames (K,) once more, with gradient, and put them in their places: features,
+    the record with the templates of points that were queried there, and the matching loss.
+    """
+    fresh = encode(model.encoder, clips.video[:, frames])
+    features = [f.index_copy(1, frames, g) for f, g in zip(features, fresh, strict=True)]
+    template = record.template
+    for k, t in enumerate(frames.tolist()):
+        now = clips.query_frame == t
+        first = model.describe([g[:, k] for g in fresh], clips.tracks[:, t])
+        template = torch.where(now[:, None, :, None, None], first[:, None], template)
+    visible = clips.visible[:, frames]
+    part = Clips(  # matching goes from the first of these frames to the others
+        clips.video[:, frames],
+        clips.tracks[:, frames],
+        visible & visible[:, :1],
+        torch.zeros_like(clips.query_frame),
+    )
+    scale = torch.full((len(fresh),), MATCHING_SHARPNESS, device=frames.device)
+    loss, _ = matching_loss([g.flatten(0, 1) for g in fresh], part, model.config.strides, scale)
+    return features, record._replace(template=template), loss
+
+
+def realtime_losses(
+    model: RealtimeTracker,
+    clips: Clips,
+    iterations: int,
+    loss: LossConfig,
+    recipe: RealtimeRecipe,
+    lead: float,
+    seeds: list[int],
+    step: int,
+) -> dict[str, Tensor]:
+    """The losses of a batch and measures of the result. One seed a clip for its leads; the step
+    chooses the fresh frames, the same in all processes.
+    """
+    with torch.no_grad():
+        features = encode(model.encoder, clips.video)
+    leads = Leads.draw(clips, lead, recipe.drift, seeds)
+    record = roll_out(model, features, clips, leads, iterations)
+    matching = features[0].new_zeros(())
+    if recipe.fresh:
+        rng = torch.Generator().manual_seed(step)
+        others = torch.randperm(clips.video.shape[1] - 1, generator=rng)[: recipe.fresh - 1]
+        frames = torch.cat([others.new_zeros(1), others.sort().values + 1])
+        features, record, matching = refresh(
+            model, features, clips, record, frames.to(clips.video.device)
+        )
+    estimates = refine_all(model, features, record, iterations)
+    losses = tracking_loss(
+        estimates, clips.tracks, clips.visible, record.age > 0, record.motion.xy, loss
+    )
+    losses['matching'] = matching
+    losses['total'] = losses['total'] + recipe.matching * matching
+    return losses
+
+
+def intercept(logits: Tensor, target: Tensor) -> Tensor:
+    """The constant that, added to the logits, makes their mean probability the share of
+    `target`.
+    """
+    low, high = logits.new_tensor(-20.0), logits.new_tensor(20.0)
+    for _ in range(40):  # bisection: the mean grows with the constant
+        middle = (low + high) / 2
+        below = (logits + middle).sigmoid().mean() < target.float().mean()
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return middle
+
+
+@torch.no_grad()
+def calibrate(
+    model: RealtimeTracker,
+    batches: Iterable[Clips],
+    iterations: int,
+    loss: LossConfig,
+    recipe: RealtimeRecipe,
+) -> None:
+    """Make the probabilities that the tracker shows those of the data.
+
+    The balanced losses teach visibility and confidence as if both answers were equally frequent.
+    Here a constant is added to each, on the way out only, so that on fresh clips, tracked as on a
+    stream, the mean probability is the share of true answers: the maximum likelihood of a
+    constant.
+    """
+    answers: list[list[Tensor]] = [[], [], [], []]
+    for clips in batches:
+        features = encode(model.encoder, clips.video)
+        leads = Leads.draw(clips, 0.0, recipe.drift, [0] * len(clips.video))
+        record = roll_out(model, features, clips, leads, iterations)
+        last = refine_all(model, features, record, iterations)[-1]
+        counted, seen = record.age > 0, (record.age > 0) & clips.visible
+        near = (last.xy - clips.tracks).norm(dim=-1) < loss.confident
+        found = (
+            last.visibility[counted],
+            clips.visible[counted],
+            last.confidence[seen],
+            near[seen],
+        )
+        for column, value in zip(answers, found, strict=True):
+            column.append(value)
+    visibility, visible, confidence, near = (torch.cat(x) for x in answers)
+    model.calibration[0] = intercept(visibility, visible)
+    model.calibration[1] = intercept(confidence, near)

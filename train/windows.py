@@ -1,0 +1,57 @@
+"""How CoTracker 1, 2 and 3 learn from a batch of clips: unrolled over sliding windows.
+
+Every window starts from what the one before it found, and the losses of all windows are averaged,
+so gradients run through the whole clip (CoTracker, section 3.3). A network that does not slide
+sees the clip as one window.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cotracker_ros.model.cotracker import CoTracker, Stream
+from train.losses import LossConfig, tracking_loss
+from train.procedural import Clips
+
+
+class WindowEstimate(NamedTuple):
+    """One refinement of a window: xy (G, F, N, 2) px, logits (G, F, N)."""
+
+    xy: Tensor
+    visibility: Tensor
+    confidence: Tensor | None
+
+
+def window_losses(
+    model: CoTracker, clips: Clips, iterations: int, loss: LossConfig
+) -> dict[str, Tensor]:
+    """The losses of a batch and measures of the result, averaged over windows."""
+    video = clips.video.movedim(-1, 2)
+    asked = clips.tracks.gather(1, clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2))[:, 0]
+    queries = torch.cat([clips.query_frame[..., None].to(asked.dtype), asked], -1)
+    stream, windows = Stream(queries), []
+    for piece in pieces(video, model.config.window, model.config.sliding):
+        start, (estimates, stream) = stream.start, model.advance(stream, piece, iterations)
+        frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
+        counted = clips.query_frame[:, None] < frames[:, None]
+        truth = clips.tracks[:, frames]
+        told = [
+            WindowEstimate(
+                e.xy.transpose(1, 2) * model.config.stride,
+                e.logits[..., 0].transpose(1, 2),
+                e.logits[..., 1].transpose(1, 2) if e.logits.shape[-1] > 1 else None,
+            )
+            for e in estimates
+        ]
+        windows.append(tracking_loss(told, truth, clips.visible[:, frames], counted, truth, loss))
+    return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}
+
+
+def pieces(video: Tensor, window: int, sliding: bool) -> list[Tensor]:
+    """Cut a video (G, T, ...) into the frames that are new in each window."""
+    if not sliding or video.shape[1] <= window:
+        return [video]
+    return [video[:, :window], *video[:, window:].split(window // 2, dim=1)]
