@@ -174,8 +174,12 @@ class Tracker:
         )
         return self.call(SetParameters, '~/set_parameters', request).results[0]
 
+    def said(self, text: str) -> bool:
+        """Return whether a status since the last call of `diagnostic` had this text."""
+        return any(text in status.message for status in self.status)
+
     def diagnostic(self, condition):
-        """Wait for a status that fulfils a condition on it and its values."""
+        """Wait for a later status that fulfils a condition on it and its values."""
         self.status.clear()
 
         def find():

@@ -19,6 +19,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point, PointStamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -239,6 +240,7 @@ def test_size_and_encoding_may_change(start_tracker):
     grey.data = array('B', large[..., 0].tobytes())
     tracker.send(grey)
     tracker.until(lambda: tracker.tracks[-1].header == grey.header)
+    tracker.until(lambda: tracker.said('from rgb8 640 x 480 to mono8 640 x 480'))
 
 
 def test_compressed_images(start_tracker):
@@ -456,6 +458,27 @@ def test_diagnostics_of_a_silent_camera(start_tracker):
     values = {v.key: v.value for v in tracker.diagnostic(lambda s, v: True).values}
     assert values['model'] == 'realtime' and values['engine'].startswith('onnxruntime cpu')
     assert {'age p50 [ms]', 'age p95 [ms]', 'age p99 [ms]', 'step p95 [ms]'} <= set(values)
+
+
+def test_simulated_time(start_tracker):
+    """The age of tracks is told in it, and not before it has begun."""
+    tracker = start_tracker(use_sim_time=True, initial_grid=1)
+    tracker.track()
+    status = tracker.diagnostic(lambda s, v: v['images tracked'] != '0')
+    assert not any(value.key.startswith('age') for value in status.values)
+    clock = tracker.publisher(Clock, '/clock')
+
+    def told():
+        tracker.stamp += 40_000_000
+        nanoseconds = tracker.stamp + 540_000_000  # the next image is half a second older
+        seconds, rest = divmod(nanoseconds, 10**9)
+        clock.publish(Clock(clock=Time(sec=seconds, nanosec=rest)))
+        tracker.track()
+        return 'age p50 [ms]'
+
+    status = tracker.diagnostic(lambda s, v: told() in v)
+    age = {v.key: v.value for v in status.values}['age p50 [ms]']
+    assert 0 < float(age) <= 580
 
 
 def test_blank_and_frozen_images_hold_the_tracks(start_tracker):

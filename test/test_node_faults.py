@@ -32,6 +32,7 @@ def test_camera_stops_and_returns_with_another_clock(start_tracker):
     tracker.stamp += 3600 * 10**9
     tracker.send()  # the middleware may need a moment to reach the new camera
     tracker.until(lambda: tracker.send() and len(tracker.tracks) > 1)
+    tracker.until(lambda: tracker.said('stamps jumped forward by 360'))
     assert tracker.track()['id'].tolist() == ids
     tracker.diagnostic(lambda s, v: tracker.track() is not None and 'no image' not in s.message)
 
@@ -159,7 +160,7 @@ def test_subscriber_that_never_reads(start_tracker):
 
 
 def test_two_nodes_of_one_name(start_tracker):
-    """Each answers each image; nothing crashes."""
+    """Each answers each image; nothing crashes, and both say so."""
     first = start_tracker(initial_grid=2)
     namespace = first.node.get_namespace()
     second = start_tracker(
@@ -172,6 +173,7 @@ def test_two_nodes_of_one_name(start_tracker):
         return {msg.width for msg in first.tracks} >= {4, 9}
 
     first.until(both)
+    first.diagnostic(lambda s, v: f'another node is named {namespace}/tracker too' in s.message)
 
 
 def resident(pid: int) -> float:

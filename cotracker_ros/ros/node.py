@@ -168,6 +168,11 @@ class TrackerNode(LifecycleNode):
             del item, msg  # an image is large: do not keep it until the next one comes
 
     def _report(self) -> None:
+        own = self.get_name(), self.get_namespace()
+        if self.get_node_names_and_namespaces().count(own) > 1:
+            name = self.get_fully_qualified_name()
+            for stream in self._streams:
+                stream.statistics.note(f'another node is named {name} too')
         array = DiagnosticArray(status=[stream.report() for stream in self._streams])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)

@@ -69,6 +69,7 @@ class Stream:
         self._pairs = Pairs() if p.depth else None
         self._watch = ImageWatch()
         self._last: Tracks | None = None
+        self._kind, self._stamp = '', None  # of the last image
         self._absence = Absence()
         self._mask: np.ndarray | None = None
         self._filled = -math.inf  # stamp of the last search for new points
@@ -253,6 +254,7 @@ class Stream:
         p = parameters.values(self._node)
         try:
             frame = compressed_to_array(msg) if self._compressed else image_to_array(msg)
+            self._note_changes(msg.format if self._compressed else msg.encoding, frame, stamp, p)
             trouble = self._watch.trouble(frame, p.frozen_after)
             if trouble:
                 s.note(trouble, held=1)
@@ -280,6 +282,16 @@ class Stream:
         self._painter.show(msg.header, frame, tracks, p.overlay_rate)
         if self._in_space.get_subscription_count():
             self._show_in_space(tracks, msg.header, frame.shape[:2])
+
+    def _note_changes(self, encoding: str, frame: np.ndarray, stamp: float, p) -> None:
+        """Tell of what tracking goes on through, but its user may not expect."""
+        kind = f'{encoding} {frame.shape[1]} x {frame.shape[0]}'
+        before, then = self._kind, self._stamp
+        self._kind, self._stamp = kind, stamp
+        if before and kind != before:
+            self.statistics.note(f'images changed from {before} to {kind}')
+        if then is not None and stamp - then > p.image_timeout:
+            self.statistics.note(f'stamps jumped forward by {stamp - then:.1f} s')
 
     def _track(self, frame: np.ndarray, stamp: float, p) -> Tracks:
         """Step the model; after a jump back in time, start anew with the initial points."""
