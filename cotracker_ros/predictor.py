@@ -5,23 +5,29 @@ A script written for it runs with its import line changed:
     from cotracker_ros.predictor import CoTrackerOnlinePredictor, CoTrackerPredictor
 
 Videos are (B, T, 3, H, W) with values 0 to 255, of any size; points are pixels of the video.
+`CoTrackerPredictor` takes a checkpoint of the real-time model too, frame by frame and without
+support points. Long videos: the networks that slide hold the features of one window, the real-time
+model its state, whatever the length; the offline network needs those of all frames at once (8.4 MB
+a frame at 384 x 512).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cotracker_ros.geometry import rescale_aligned, rescale_plain
+from cotracker_ros.geometry import rescale, rescale_aligned, rescale_plain
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.cotracker import CoTracker, Stream, Tracks
+from cotracker_ros.streaming.image import resize
 
 ITERATIONS = 6
 VISIBLE_OFFLINE = 0.9  # visibility above which the published predictor calls a point visible
-VISIBLE_ONLINE = 0.6  # the same of visibility times confidence
+VISIBLE_ONLINE = 0.6  # the same of visibility times confidence; of the real-time model too
 DENSE_GRID = 80  # points per row of one pass of the dense mode
 
 
@@ -50,35 +56,63 @@ class _Predictor(nn.Module):
             model = build_model(name) if v2 else build_model(name, window=window_len)
             self.model = model.eval()
             return
-        model = load_checkpoint(checkpoint)
-        found = model.config if isinstance(model, CoTracker) else None
-        if found is None or (found.name != name and found.name != 'cotracker1'):
-            held = found.name if found else 'realtime, which these predictors do not run'
-            raise ValueError(f'{checkpoint} holds {held}; offline={offline}, v2={v2} is {name}')
+        self.model = load_checkpoint(checkpoint)
+        if not isinstance(self.model, CoTracker):
+            return  # the real-time model, of which these arguments say nothing
+        found = self.model.config
+        if found.name not in (name, 'cotracker1'):
+            raise ValueError(
+                f'{checkpoint} holds {found.name}; offline={offline}, v2={v2} is {name}'
+            )
         if found.name == name and not v2 and found.window != window_len:
             raise ValueError(f'{checkpoint} has window_len={found.window}, not {window_len}')
-        self.model = model
 
     @property
     def interp_shape(self) -> tuple[int, int]:
         """Extent (H, W) that frames are resized to."""
         return self.model.image_size
 
+    @property
+    def real_time(self) -> bool:
+        """Whether the real-time model runs, which goes from frame to frame."""
+        return not isinstance(self.model, CoTracker)
+
     def _rescale(self, xy: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
         """Move points from frames of one size to another, as this version has it."""
-        rescale = rescale_aligned if self.model.config.aligned_corners else rescale_plain
-        return rescale(xy, source, target)
+        if self.real_time:
+            return rescale(xy, source, target)
+        move = rescale_aligned if self.model.config.aligned_corners else rescale_plain
+        return move(xy, source, target)
 
     def _frames(self, video: Tensor) -> Tensor:
         """Resize a video to the model's size."""
-        frames = video.flatten(0, 1).to(self.model.weight)
+        if self.real_time:  # as on a robot
+            images = video.round().clamp(0, 255).to('cpu', torch.uint8).permute(0, 1, 3, 4, 2)
+            resized = [
+                [resize(image, self.interp_shape) for image in clip.numpy()] for clip in images
+            ]
+            frames = torch.from_numpy(np.array(resized)).permute(0, 1, 4, 2, 3)
+            return frames.to(self._weight)
+        frames = video.flatten(0, 1).to(self._weight)
         aligned = self.model.config.aligned_corners
         frames = F.interpolate(frames, self.interp_shape, mode='bilinear', align_corners=aligned)
         return frames.unflatten(0, video.shape[:2])
 
+    @property
+    def _weight(self) -> Tensor:
+        """A weight of the network, for its precision and device."""
+        return next(self.model.parameters())
+
+    def _run(self, frames: Tensor, queries: Tensor) -> Tracks:
+        """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W)."""
+        if not self.real_time:
+            return self.model(frames, queries, ITERATIONS)
+        clips = [vars(self.model.track(*clip)) for clip in zip(frames, queries, strict=True)]
+        return Tracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
+
     def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
         """Make queries (B, N, 3) of points (N, 2) or (B, N, 2) in model pixels."""
-        xy = xy.to(self.model.weight).expand(len(video), -1, -1)
+        xy = xy.to(self._weight).expand(len(video), -1, -1)
         frames = torch.as_tensor(frame).to(xy).expand(xy.shape[:2])
         return torch.cat([frames[..., None], xy], dim=-1)
 
@@ -88,7 +122,7 @@ class _Predictor(nn.Module):
 
     def _user_queries(self, video: Tensor, queries: Tensor) -> Tensor:
         """Bring a user's queries (B, N, 3) to model pixels."""
-        xy = queries[..., 1:].to(self.model.weight)
+        xy = queries[..., 1:].to(self._weight)
         xy = self._rescale(xy, video.shape[-2:], self.interp_shape)
         return self._queries(video, xy, queries[..., 0])
 
@@ -177,23 +211,30 @@ class CoTrackerPredictor(_Predictor):
         """Track points (B, N, 3) in model pixels; `support` adds a grid of helping points."""
         count, length = points.shape[1], frames.shape[1]
         queries = points
-        if support:
+        if support and not self.real_time:
             queries = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
-        tracks = self.model(frames, queries, ITERATIONS)
-        xy, visibility = tracks.xy, tracks.visibility
+        tracks = self._run(frames, queries)
+        xy, visibility = tracks.xy, self._trust(tracks)
         asked = points[:, None, :, 0].long()  # (B, 1, N)
         time = torch.arange(length, device=asked.device)[:, None]
         if backward:
             mirrored = torch.cat([length - 1 - queries[..., :1], queries[..., 1:]], dim=-1)
-            back = self.model(frames.flip(1), mirrored, ITERATIONS)
+            back = self._run(frames.flip(1), mirrored)
             before = time < queries[:, None, :, 0]
             xy = torch.where(before[..., None], back.xy.flip(1), xy)
-            visibility = torch.where(before, back.visibility.flip(1), visibility)
-        xy, visible = xy[:, :, :count], visibility[:, :, :count] > VISIBLE_OFFLINE
+            visibility = torch.where(before, self._trust(back).flip(1), visibility)
+        enough = VISIBLE_ONLINE if self.real_time else VISIBLE_OFFLINE
+        xy, visible = xy[:, :, :count], visibility[:, :, :count] > enough
         # In its own frame a point is where it was asked for.
         xy = torch.where((time == asked)[..., None], points[:, None, :, 1:], xy)
         visible = visible | (time == asked)
         return self._rescale(xy, self.interp_shape, video.shape[-2:]), visible
+
+    def _trust(self, tracks: Tracks) -> Tensor:
+        """Return what decides whether a point is called visible (B, T, N)."""
+        if self.real_time:
+            return tracks.visibility * tracks.confidence
+        return tracks.visibility
 
 
 class CoTrackerOnlinePredictor(_Predictor):
@@ -211,6 +252,11 @@ class CoTrackerOnlinePredictor(_Predictor):
         window_len: int = 16,
     ) -> None:
         super().__init__(checkpoint, offline, v2, window_len)
+        if self.real_time:
+            raise ValueError(
+                f'{checkpoint} holds the real-time model, which takes frames and not chunks: '
+                'cotracker_ros.streaming.StreamingTracker'
+            )
         if not self.model.config.sliding:
             raise ValueError('an offline network cannot track chunk by chunk; pass offline=False')
         self.stream: Stream | None = None

@@ -1,5 +1,8 @@
 """The predictors against the networks themselves, with hand-built queries and thresholds."""
 
+import gc
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -157,6 +160,71 @@ def test_chunks_give_what_the_whole_video_gives(name, support):
     visibility = (whole.visibility * whole.confidence)[:, :3]
     clear = (visibility - 0.6).abs() > 1e-4
     assert torch.equal(visible[0][clear], (visibility > 0.6)[clear])
+
+
+def live_features(channels):
+    """Bytes of all feature tensors alive, those reached through views of them included."""
+    storages = (
+        o.untyped_storage()
+        for o in gc.get_objects()
+        if type(o) is torch.Tensor and o.ndim > 2 and o.shape[-1] == channels
+    )
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+@pytest.mark.parametrize('name', ['cotracker1', 'cotracker2', 'cotracker3_online'])
+def test_a_long_video_holds_no_more_features_than_a_short_one(name):
+    changes = {**SMALL, 'channels': 20}  # a size that nothing else has
+    if name == 'cotracker1':
+        del changes['virtual']
+    network = randomise(build_model(name, SIZE, **changes))
+    predictor = CoTrackerPredictor(None)
+    predictor.model = network
+    held, encode = [], network.encode
+
+    def watched(frames):
+        held.append(live_features(20))
+        return encode(frames)
+
+    network.encode = watched
+    most = []
+    for frames in (13, 53):
+        held.clear()
+        clip = VIDEO[:, torch.arange(frames) % 13]
+        predictor(clip, queries=QUERIES, backward_tracking=True)
+        most.append(max(held))
+    assert len(held) > 20 and most[0] > 0
+    assert most[1] <= most[0]
+
+
+def test_the_real_time_model_tracks_as_the_runtime_does(tmp_path):
+    from safetensors.torch import save_file
+
+    from cotracker_ros.streaming import StreamingTracker
+
+    torch.manual_seed(0)
+    path = tmp_path / 'random.safetensors'
+    save_file(build_model('realtime').state_dict(), path)
+    video = VIDEO[:, :5].round()
+    queries = torch.tensor([[[0, 20.0, 30], [2, 60.5, 10.25]]])
+    predictor = CoTrackerPredictor(path)
+    tracks, visible = predictor(video, queries=queries)
+    assert predictor.interp_shape == (320, 512) and visible.dtype == torch.bool
+    runtime = StreamingTracker(path, 2)
+    for t, frame in enumerate(video[0].to(torch.uint8).permute(0, 2, 3, 1).numpy()):
+        if (queries[0, :, 0] == t).any():
+            runtime.add_points(queries[0, queries[0, :, 0] == t, 1:].numpy(), stamp=float(t))
+        told = runtime.track(frame, float(t))
+        n = told.ids.astype(int) - 1
+        np.testing.assert_allclose(tracks[0, t, n], told.xy, atol=0.02)
+        assert visible[0, t, n].tolist() == told.visible.tolist()
+    both, _ = predictor(video, queries=queries, backward_tracking=True)
+    mirrored = torch.tensor([[[2, 60.5, 10.25]]])
+    back, _ = predictor(video[:, :3].flip(1), queries=mirrored - torch.tensor([2.0, 0, 0]))
+    torch.testing.assert_close(both[0, :2, 1], back[0].flip(0)[:2, 0], rtol=0, atol=0.02)
+    torch.testing.assert_close(both[0, :, 0], tracks[0, :, 0])
+    with pytest.raises(ValueError, match='takes frames and not chunks'):
+        CoTrackerOnlinePredictor(path)
 
 
 def test_online_grids_start_where_they_are_asked_to():

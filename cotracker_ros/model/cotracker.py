@@ -217,7 +217,7 @@ class CoTracker(nn.Module):
             estimates, stream = self.advance(stream, piece, iterations)
             # A window overwrites the frames it shares with the one before.
             results = [*results[:-1], *(r.over(slice(first // 2)) for r in results[-1:])]
-            results.append(estimates[-1])
+            results.append(replace(estimates[-1], feature=None))  # of a long video: too many
         return self.read_out(reduce(Estimate.followed_by, results))
 
     def read_out(self, estimate: Estimate) -> Tracks:
