@@ -116,6 +116,19 @@ def draw_errors(frame: np.ndarray, xy: np.ndarray, truth: np.ndarray) -> np.ndar
     return canvas
 
 
+def titled(frame: np.ndarray, text: str) -> np.ndarray:
+    """Write a line of text into the upper left corner of a copy of the frame, light on dark."""
+    _check_frame(frame)
+    canvas = np.ascontiguousarray(frame).copy()
+    scale = max(frame.shape[:2]) / 640
+    font, size, weight = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, 0.7 * scale), max(1, round(scale))
+    (width, height), below = cv2.getTextSize(text, font, size, weight)
+    cv2.rectangle(canvas, (0, 0), (width + 2 * below, height + 2 * below), (16, 16, 16), -1)
+    place = (below, height + below)
+    cv2.putText(canvas, text, place, font, size, (240, 240, 240), weight, cv2.LINE_AA)
+    return canvas
+
+
 def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
     """Lay frames of one size out in rows, left to right, on a dark ground.
 

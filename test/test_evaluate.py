@@ -169,6 +169,27 @@ def test_a_clip_is_judged_by_its_own_protocol():
     }  # fmt: skip
 
 
+def test_trackers_side_by_side_in_a_video(tmp_path):
+    import cv2
+
+    clip = replace(moving_clip(), name='set.pkl: a/b')
+    trackers = {'perfect': lambda *_: (clip.tracks, clip.visible), 'still': standing_still}
+    evaluate.evaluate(trackers, [clip], videos=tmp_path / 'new')
+    video = cv2.VideoCapture(str(tmp_path / 'new' / 'set.pkl_a_b.mp4'))
+    frames = [video.read()[1] for _ in range(8)]
+    assert not video.read()[0] and frames[0].shape[0] > 2 * 96 and frames[0].shape[1] > 2 * 128
+    # In the third query's frame it is drawn; before it, in the first column, nothing is.
+    pictures = [
+        evaluate.comparison(clip, {'t': (clip.tracks, clip.visible)}, t)[0] for t in (2, 3)
+    ]
+    x, y = clip.queries[2, 1:].astype(int)
+    changed = [
+        np.abs(p[y, x].astype(int) - clip.video[t, y, x]).max()
+        for p, t in zip(pictures, (2, 3), strict=True)
+    ]
+    assert changed[0] == 0 and changed[1] > 20
+
+
 def write_tapvid(path):
     clip = moving_clip()
     entry = {

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from train import paper
+from train import datasets, paper
 from train.baselines import dis_flow, standing_still
 from train.datasets import Clip
 
@@ -16,7 +16,7 @@ def small(monkeypatch):
     """One small clip for every data set, and cheap trackers for every model."""
     rng = np.random.default_rng(0)
     video = np.stack([cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48))] * 6)
-    queries = np.array([[0, 10, 10], [1, 40, 30]], np.float32)
+    queries = np.array([[0, 10, 10], [1, 30, 30]], np.float32)
     tracks = np.repeat(queries[None, :, 1:], 6, 0) + np.arange(6)[:, None, None] * 0.5
     clip = Clip('small', video, queries, tracks, np.ones((6, 2), bool))
     monkeypatch.setattr(paper.datasets, 'held_out', lambda path: iter([clip] * 5))
@@ -31,7 +31,8 @@ def run(folder, *words):
 
 
 def test_every_experiment_leaves_its_files_and_the_page_shows_them(tmp_path, capsys):
-    names = ('table', 'support', 'iterations', 'pictures')
+    pytest.importorskip('torch')
+    names = ('table', 'support', 'latency', 'window', 'pictures')
     for name in names:  # one at a time: the page is made of all there are
         assert run(tmp_path, '--only', name) == 0, capsys.readouterr().err
     text = (tmp_path / 'README.md').read_text()
@@ -42,8 +43,49 @@ def test_every_experiment_leaves_its_files_and_the_page_shows_them(tmp_path, cap
             picture = cv2.imread(str(tmp_path / f'{name}.png'))
             assert picture is not None and picture.std() > 1
             assert f'({name}.png)' in text
-    assert '| still |' in text and 'not measured here' in text
+    assert '| still |' in text and text.count('**Published**, not measured here') == 1
+    assert 'no network with random weights stands in' in text
     assert 'scaling' not in text
+
+
+def test_what_is_there_is_not_measured_again(tmp_path, capsys, monkeypatch):
+    assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth') == 0
+    first = (tmp_path / 'support.json').read_text()
+    (tmp_path / 'support.png').unlink()  # drawn again, from what was measured
+    with monkeypatch.context() as broken:
+        broken.setattr(paper, 'whole_video', None)
+        assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth') == 0
+    assert 'there already' in capsys.readouterr().out
+    assert (tmp_path / 'support.json').read_text() == first and (
+        tmp_path / 'support.png'
+    ).is_file()
+    for words in (['--clips', '2'], ['--clips', '0']):  # other settings: measured
+        assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth', *words) == 0
+        assert (tmp_path / 'support.json').read_text() != first
+    path = tmp_path / 'a.pth'
+    path.write_bytes(b'new weights')
+    before = paper._fingerprint(path)
+    path.write_bytes(b'old weights')
+    assert paper._fingerprint(path) != before
+    (tmp_path / 'support.json').write_text('{"half":')  # not to be believed
+    assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth') == 0
+    assert 'results' in json.loads((tmp_path / 'support.json').read_text())
+
+
+def test_a_cut_memory_is_the_same_until_it_is_full():
+    torch = pytest.importorskip('torch')
+    from cotracker_ros.model import build_model
+
+    torch.manual_seed(0)
+    model = build_model('realtime', (64, 96)).eval()
+    torch.nn.init.normal_(model.refiner.head[1].weight, std=0.3)  # fresh heads say next to nothing
+    video = torch.randint(0, 256, (4, 3, 64, 96)).float()
+    queries = torch.tensor([[0.0, 30, 30], [0, 60, 20]])
+    whole = model.track(video, queries)
+    assert paper._with_memory(model, model.config.window) is model
+    cut = paper._with_memory(model, 2).track(video, queries)
+    torch.testing.assert_close(cut.visibility[:2], whole.visibility[:2])
+    assert not torch.allclose(cut.visibility[2:], whole.visibility[2:])
 
 
 def test_curves_hold_a_point_for_each_value(tmp_path):
@@ -68,21 +110,32 @@ def test_scaling_fits_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(paper.multiprocessing, 'get_context', lambda _: context)
     assert run(tmp_path, '--only', 'scaling', '--streaming', 'm.onnx') == 0
     fit = json.loads((tmp_path / 'scaling.json').read_text())['results']['m.onnx, fit']
-    assert fit == {'ms': pytest.approx(5), 'us_per_point': pytest.approx(250)}
-    assert '| m.onnx | 5.0 | 250.0 |' in (tmp_path / 'README.md').read_text()
+    close = {'ms': 5, 'us_per_point': 250, 'mib': 100, 'kib_per_point': 0}
+    assert fit == {name: pytest.approx(value, abs=1e-6) for name, value in close.items()}
+    assert '| m.onnx | 5.0 | 250.0 | 100.0 |' in (tmp_path / 'README.md').read_text()
+    assert cv2.imread(str(tmp_path / 'scaling.png')) is not None
 
 
 def test_occlusions_of_each_length_are_counted(tmp_path, monkeypatch, small):
-    monkeypatch.setattr(paper, 'OCCLUSIONS', (2,))
+    monkeypatch.setattr(paper, 'OCCLUSIONS', (3, 6))
     monkeypatch.setattr(paper, 'OCCLUDER_COMES', 2)
-    monkeypatch.setattr(
-        paper, 'streaming', lambda path: lambda *_: (small.tracks, small.visible)
-    )
+    monkeypatch.setattr(paper, 'JUDGED', 2)
+    whole = datasets.there_and_back(small)  # 11 frames
+    given = []
+
+    def perfect(video, queries):
+        given.append(len(video))
+        which = [small.queries.tolist().index(query) for query in queries.tolist()]
+        return whole.tracks[: len(video), which], whole.visible[: len(video), which]
+
+    monkeypatch.setattr(paper, 'streaming', lambda path: perfect)
     assert run(tmp_path, '--only', 'occlusion', '--streaming', 'perfect.onnx') == 0
     results = json.loads((tmp_path / 'occlusion.json').read_text())['results']
-    (row,) = results['perfect.onnx']
+    assert set(given) == {2 + 3 + 2, 2 + 6 + 2}  # no frame after the last that counts
     shares = {'redetection_recovered': 100, 'redetection_reported': 100}
-    assert row == {'x': 2, 'episodes': 5, 'occlusions': shares}
+    for row, seconds in zip(results['perfect.onnx'], (0.1, 0.2), strict=True):
+        assert row == {'x': seconds, 'episodes': 5, 'occlusions': shares}
+    assert 'Occlusions counted: 5 of 0.1 s' in (tmp_path / 'README.md').read_text()
 
 
 def test_one_clear_message(tmp_path, capsys):

@@ -9,6 +9,7 @@ from cotracker_ros.visualise import (
     draw_errors,
     draw_tracks,
     id_colours,
+    titled,
     write_video,
 )
 
@@ -85,6 +86,13 @@ def test_errors_go_from_green_to_red():
 def test_arrays_that_do_not_belong_together(xy, visible, ids, message):
     with pytest.raises(ValueError, match=message):
         draw_tracks(GREY, np.zeros(xy), np.zeros(visible, bool), np.arange(ids))
+
+
+def test_a_title_stands_in_the_corner_only():
+    picture = titled(GREY, 'camel')
+    changed = (picture != GREY).any(2)
+    assert changed[:25, :40].any() and not changed[60:].any() and not changed[:, 200:].any()
+    assert picture[:25, :60].max() > 200 and (GREY == 128).all()
 
 
 def test_contact_sheet_places_every_frame():

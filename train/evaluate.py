@@ -9,6 +9,7 @@ scores of every clip, into a JSON file.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from tqdm import tqdm
 if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from cotracker_ros.visualise import contact_sheet, draw_errors, draw_tracks, titled, write_video
 from train import datasets, metrics
 from train.baselines import BASELINES, Tracker, standing_still
 from train.datasets import Clip, DataError
@@ -66,7 +68,7 @@ LOCAL_EXTENT = 50  # px of the model's image that a local grid spans
 
 
 def whole_video(
-    checkpoint: str | Path,
+    checkpoint,
     iterations: int | None = None,
     grid: int | None = None,
     local_grid: int = 0,
@@ -75,12 +77,13 @@ def whole_video(
 ) -> Tracker:
     """Return a tracker that gives a checkpoint the whole clip at once, as the papers do.
 
-    iterations: None for the model's own number. grid: side of a square of support points over the
-    first frame; None for CoTracker3's 5, or none for the real-time model, which sees no future
-    frames here either. local_grid: side of another in 50 px around the target, tracked one target
-    at a time; CoTracker3 was measured with 8. as_first_told: of a network of sliding windows take
-    each frame from the first window that holds it, half a window late at most, where else the
-    last window has its say. Raises ValueError for a checkpoint that cannot be loaded.
+    checkpoint: its path, or the loaded model. iterations: None for the model's own number. grid:
+    side of a square of support points over the first frame; None for CoTracker3's 5, or none for
+    the real-time model, which sees no future frames here either. local_grid: side of another in
+    50 px around the target, tracked one target at a time; CoTracker3 was measured with 8.
+    as_first_told: of a network of sliding windows take each frame from the first window that
+    holds it, half a window late at most, where else the last window has its say. Raises
+    ValueError for a checkpoint that cannot be loaded.
     """
     import torch
 
@@ -89,7 +92,8 @@ def whole_video(
     from cotracker_ros.streaming import VISIBLE_THRESHOLD
     from cotracker_ros.streaming.image import resize
 
-    model = load_checkpoint(checkpoint).to(device)
+    loaded = isinstance(checkpoint, torch.nn.Module)
+    model = (checkpoint if loaded else load_checkpoint(checkpoint)).to(device)
     size = model.image_size
     published = getattr(model.config, 'name', '')  # of CoTracker 1, 2 or 3
     if as_first_told and not getattr(model.config, 'sliding', False):
@@ -210,16 +214,21 @@ def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dic
 
 
 def evaluate(
-    trackers: Mapping[str, Tracker], clips: Iterable[Clip], strided: bool = False
+    trackers: Mapping[str, Tracker],
+    clips: Iterable[Clip],
+    strided: bool = False,
+    videos: Path | None = None,
 ) -> dict[str, dict]:
     """Run trackers over clips; returns {tracker: {'mean': scores, 'clips': {name: scores}, ...}}.
 
     `seconds` is a tracker's own time, `frames` how many it was given. Clips may come from a
-    generator: one is in memory at a time. Raises DataError from the reader, and ValueError where
-    a tracker's result has another shape than the clip.
+    generator: one is in memory at a time. videos: a folder for a video of each clip that shows
+    all trackers side by side. Raises DataError from the reader, and ValueError where a tracker's
+    result has another shape than the clip.
     """
     rows = {name: {'mean': {}, 'clips': {}, 'seconds': 0.0, 'frames': 0} for name in trackers}
     for clip in tqdm(clips, unit='clip', leave=False, disable=None):
+        tracked = {}
         for name, tracker in trackers.items():
             run, row = both_ways(tracker) if strided else tracker, rows[name]
             began = time.perf_counter()
@@ -227,11 +236,35 @@ def evaluate(
             row['seconds'] += time.perf_counter() - began
             row['frames'] += len(clip.video)
             row['clips'][clip.name] = score(clip, xy, visible, strided)
+            tracked[name] = xy, visible
+        if videos is not None:
+            videos.mkdir(parents=True, exist_ok=True)
+            times = range(len(clip.video))
+            sheets = (contact_sheet(comparison(clip, tracked, t), 2) for t in times)
+            name = re.sub(r'[^\w.-]+', '_', clip.name)
+            write_video(videos / f'{name}.mp4', sheets, 15)
     for row in rows.values():
         if not row['clips']:
             raise DataError('the data set holds no clip with a point to track')
         row['mean'] = metrics.mean_scores(row['clips'].values())
     return rows
+
+
+def comparison(clip: Clip, tracked: Mapping[str, tuple], t: int) -> list[np.ndarray]:
+    """Return pictures of frame t: of each tracker its tracks, then its errors.
+
+    tracked: positions and visibility of each tracker. Errors are shown of the points that are
+    truly visible; before its query a point is not shown.
+    """
+    asked, shown = clip.queries[:, 0].astype(int), []
+    ids, seen = np.arange(len(asked)), clip.visible[t] & (asked < t)
+    hidden = (np.arange(t + 1)[:, None] < asked)[..., None]
+    for name, (xy, visible) in tracked.items():
+        past = np.where(hidden, np.nan, xy[: t + 1])
+        tracks = draw_tracks(clip.video[t], past, visible[: t + 1], ids)
+        errors = draw_errors(clip.video[t], xy[t, seen], clip.tracks[t, seen])
+        shown += [titled(tracks, name), titled(errors, f'{name}, error')]
+    return shown
 
 
 def badja_scores(
@@ -356,6 +389,9 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument('--device', default='cpu', help='where torch computes')
     parser.add_argument('--queries', choices=('first', 'strided'), default='first')
     parser.add_argument('--limit', type=int, help='number of clips, for a quick look')
+    parser.add_argument(
+        '--videos', type=Path, help='folder for a video of each clip, trackers side by side'
+    )
     parser.add_argument('--output', type=Path, help='JSON file [runs/evaluate_DATASET.json]')
     args = parser.parse_args(arguments)
     output = args.output or Path('runs') / f'evaluate_{args.dataset}.json'
@@ -387,7 +423,7 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
     trackers |= BASELINES
     strided = args.queries == 'strided'
     clips = islice(READERS[args.dataset](args.data, strided), args.limit)
-    return evaluate(trackers, clips, strided)
+    return evaluate(trackers, clips, strided, args.videos)
 
 
 if __name__ == '__main__':

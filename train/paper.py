@@ -1,11 +1,14 @@
-"""The papers' tables and figures, measured here: `python train/paper.py --output docs/results`.
+"""The papers' tables and figures, measured here: `python train/paper.py --badja DIR`.
 
-Each experiment draws one PNG and writes one JSON file, and the page README.md is written from all
-JSON files there are, so that experiments can be run one at a time and on different machines.
-Without `--checkpoint` the shipped model is measured.
+Each experiment writes one JSON file and draws its PNG, and the page README.md is written from all
+JSON files there are (train/figures.py), so that experiments can be run one at a time and on
+different machines. An experiment whose file is there, made from the same data, models and
+settings, is not run again: delete the file to measure anew. Without `--checkpoint` the shipped
+model is measured; the published ones need their files.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import platform
@@ -13,50 +16,43 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from cotracker_ros.visualise import contact_sheet, draw_errors, draw_tracks
-from train import datasets
+from cotracker_ros.visualise import contact_sheet
+from train import datasets, figures
 from train.baselines import BASELINES, Tracker
-from train.datasets import Clip, DataError, with_occluder
-from train.evaluate import COLUMNS, evaluate, streaming, whole_video
+from train.datasets import Clip, DataError, beginning, there_and_back, with_occluder
+from train.evaluate import comparison, evaluate, streaming, whole_video
 from train.metrics import redetection
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'cotracker_ros' / 'weights'
-GRIDS = (0, 2, 3, 5, 7, 9)
+GRIDS = (0, 2, 5, 7, 9)  # points per side
 ITERATIONS = (1, 2, 3, 4, 6)
-OCCLUSIONS, OCCLUDER_COMES = (5, 10, 20, 30, 40), 8  # frames
+WINDOWS = (2, 4)  # frames, where the real-time model's memory is cut
+OCCLUSIONS, OCCLUDER_COMES, JUDGED = (15, 30, 45, 60), 8, 8  # frames
 POINTS = (10, 30, 100, 300, 1000, 3000, 10000)
 WARM_FRAMES, TIMED_FRAMES = 2, 6
-# Query-first, in percent. Sources beside them; hardware and input sizes differ between rows.
-PUBLISHED = (
-    # model, AJ, delta, OA on TAP-Vid DAVIS, BADJA within 0.2 sqrt(area), source
-    ('CoTracker3 online, 15k real videos', 63.8, 76.3, 90.2, None, 'arXiv 2410.11831'),
-    ('CoTracker3 offline, 15k real videos', 64.4, 76.9, 91.2, None, 'arXiv 2410.11831'),
-    ('CoTracker2', 61.8, 76.1, 88.3, None, 'arXiv 2410.11831'),
-    ('LiteTracker, per frame', 62.0, 74.6, 88.4, None, 'arXiv 2504.09904'),
-    ('TAPIR', 56.2, 70.0, 86.5, None, 'arXiv 2410.11831'),
-    ('PIPs, mean of camel and cows', None, None, None, 89.7, 'arXiv 2204.04153'),
-)  # fmt: skip
 
 
-def read_clips(args: argparse.Namespace) -> dict[str, list[Clip]]:
-    """Return the clips of every data set that the command line names."""
+def read_clips(args: argparse.Namespace, most: int | None) -> dict[str, list[Clip]]:
+    """Return the clips of every data set that the command line names, at most so many of each."""
     sources = {
         'BADJA': (datasets.badja, args.badja),
-        'procedural held-out': (datasets.held_out, args.held_out),
+        'procedural': (datasets.held_out, args.held_out),
         'TAP-Vid': (datasets.tapvid, args.tapvid),
     }
     named = {name: (read, path) for name, (read, path) in sources.items() if path is not None}
     if not named:
         raise DataError('name a data set: --badja, --held-out or --tapvid')
-    return {name: list(islice(read(path), args.limit)) for name, (read, path) in named.items()}
+    return {name: list(islice(read(path), most)) for name, (read, path) in named.items()}
 
 
 def measure(tracker: Tracker, sets: dict[str, list[Clip]]) -> dict[str, dict[str, float]]:
@@ -68,81 +64,103 @@ def measure(tracker: Tracker, sets: dict[str, list[Clip]]) -> dict[str, dict[str
     return scores
 
 
-def main_table(args: argparse.Namespace) -> dict:
-    """Every checkpoint in the streaming runtime, and the classical trackers."""
-    sets = read_clips(args)
-    trackers = {f'{path.name}, streaming': streaming(path) for path in args.streaming}
-    return {name: measure(tracker, sets) for name, tracker in (trackers | BASELINES).items()}
+def table(args: argparse.Namespace) -> dict:
+    """All clips: every exported model in the streaming runtime, and the classical trackers."""
+    sets = read_clips(args, None)
+    trackers = {f'{path.name}, streaming': streaming(path) for path in args.streaming} | BASELINES
+    return {name: measure(tracker, sets) for name, tracker in _bar('table', trackers.items())}
 
 
 def support(args: argparse.Namespace) -> dict:
     """Accuracy against the number of support points, a grid beside all targets."""
-    return _sweep(args, GRIDS, lambda path, side: whole_video(path, grid=side), lambda s: s * s)
-
-
-def iterations(args: argparse.Namespace) -> dict:
-    """Accuracy against refinement iterations per frame or window."""
-    return _sweep(args, ITERATIONS, lambda path, count: whole_video(path, iterations=count))
+    sets = read_clips(args, args.clips)
+    settings = [(path, side) for path in args.checkpoint for side in GRIDS]
+    results = {}
+    for path, side in _bar('support', settings):
+        row = {'x': side**2, **measure(whole_video(path, grid=side), sets)}
+        results.setdefault(path.name, []).append(row)
+    return results
 
 
 def latency(args: argparse.Namespace) -> dict:
-    """Accuracy against how many frames late a result is, and against iterations.
+    """Accuracy against refinement iterations, the time they take, and how late a result is.
 
     A sliding network of window S: per frame (0 frames late, the streaming step), as first told
     (S / 2 - 1 at most) and final (S - 1 at most). The real-time model is never late.
     """
     from cotracker_ros.model import load_checkpoint
 
-    sets, results = read_clips(args), {}
+    settings = []
     for path in args.checkpoint:
         config = load_checkpoint(path).config
-        results[path.name] = curve = []
         late = {'per frame': 0}
         if getattr(config, 'sliding', False):
             late |= {'as first told': config.window // 2 - 1, 'final': config.window - 1}
-        for mode, frames in late.items():
-            for count in ITERATIONS:
-                if mode != 'per frame':
-                    tracker = whole_video(path, count, as_first_told=mode == 'as first told')
-                elif getattr(config, 'sliding', False):
-                    tracker = streaming(_exported(path, count))
-                else:
-                    tracker = whole_video(path, count)
-                row = {'x': count, 'frames_late': frames, 'mode': mode}
-                curve.append(row | measure(tracker, sets))
+        settings += [(path, m, frames, n) for m, frames in late.items() for n in ITERATIONS]
+    sets, results = read_clips(args, args.clips), {}
+    for path, mode, frames, count in _bar('latency', settings):
+        sliding = sum(other == path for other, *_ in settings) > len(ITERATIONS)
+        if mode == 'per frame' and sliding:
+            tracker = streaming(_exported(path, count))
+        else:
+            tracker = whole_video(path, count, as_first_told=mode == 'as first told')
+        row = {'x': count, 'frames_late': frames, 'mode': mode, **measure(tracker, sets)}
+        results.setdefault(path.name, []).append(row)
+    return results
+
+
+def window(args: argparse.Namespace) -> dict:
+    """Accuracy against the window that a model looks at, each at the stride of its features.
+
+    A published checkpoint has one window; of the real-time model, whose points attend to their
+    own last frames, the memory is cut, without training it again.
+    """
+    from cotracker_ros.model import load_checkpoint
+
+    sets, results = read_clips(args, args.clips), {}
+    for path in args.checkpoint:
+        model = load_checkpoint(path)
+        real_time = hasattr(model.config, 'strides')
+        stride = model.config.strides[0] if real_time else model.config.stride
+        sizes = [size for size in WINDOWS if real_time and size < model.config.window]
+        rows = results.setdefault(f'{path.name}, stride {stride}', [])
+        for size in _bar('window', [*sizes, model.config.window]):
+            rows.append({'x': size, **measure(whole_video(_with_memory(model, size)), sets)})
     return results
 
 
 def occlusion(args: argparse.Namespace) -> dict:
-    """Points found again after an occlusion, against its length: a post before the procedural set.
+    """Points found again after an occlusion of 0.5 to 2 s, at 30 frames a second.
 
-    Recovered: within 8 px of 256 in half of the next 8 frames; reported: and said to be visible.
+    A post stands before the procedural clips, played forwards and back so that 2 s fit. Recovered:
+    within 8 px of 256 in half of the next 8 frames; reported: and said to be visible.
     """
     if args.held_out is None:
         raise DataError('occlusions are made on the procedural set: --held-out')
-    clips = list(islice(datasets.held_out(args.held_out), args.limit))
     trackers = {path.name: streaming(path) for path in args.streaming} | BASELINES
+    clips = list(datasets.held_out(args.held_out))
+    found: dict[tuple[str, int], list] = {}
+    for clip, frames in _bar('occlusion', [(c, n) for c in clips for n in OCCLUSIONS]):
+        behind = with_occluder(there_and_back(clip), OCCLUDER_COMES, frames)
+        behind = beginning(behind, OCCLUDER_COMES + frames + JUDGED, OCCLUDER_COMES)
+        if behind is None:
+            continue
+        truth = behind.queries[:, 0].astype(int), behind.tracks, behind.visible
+        for name, tracker in trackers.items():
+            scores = redetection(
+                *truth, *tracker(behind.video, behind.queries), behind.size,
+                shortest=frames, longest=frames, frames=JUDGED,
+            )  # fmt: skip
+            found.setdefault((name, frames), []).append(scores)
     results: dict[str, list] = {name: [] for name in trackers}
-    for frames in OCCLUSIONS:
-        scores: dict[str, list] = {name: [] for name in trackers}
-        for clip in clips:
-            behind = with_occluder(clip, OCCLUDER_COMES, frames)
-            truth = behind.queries[:, 0].astype(int), behind.tracks, behind.visible
-            for name, tracker in trackers.items():
-                found = redetection(
-                    *truth, *tracker(behind.video, behind.queries), behind.size,
-                    shortest=frames, longest=frames,
-                )  # fmt: skip
-                scores[name].append((found, found['episodes']))
-        for name, rows in scores.items():
-            counted = [(found, n) for found, n in rows if n]
-            total = sum(n for _, n in counted)
-            mean = {
-                key: sum(n * found[key] for found, n in counted) / max(total, 1)
-                for key in ('recovered', 'reported')
-            }
-            told = {f'redetection_{key}': value for key, value in mean.items()}
-            results[name].append({'x': frames, 'episodes': total, 'occlusions': told})
+    for (name, frames), rows in found.items():
+        episodes = sum(row['episodes'] for row in rows)
+        shares = {
+            f'redetection_{key}': sum(r['episodes'] * r[key] for r in rows if r['episodes'])
+            / max(episodes, 1)
+            for key in ('recovered', 'reported')
+        }
+        results[name].append({'x': frames / 30, 'episodes': episodes, 'occlusions': shares})
     return results
 
 
@@ -152,16 +170,15 @@ def scaling(args: argparse.Namespace) -> dict:
     context = multiprocessing.get_context('spawn')  # a process each: peak memory never goes down
     for path in args.streaming:
         results[path.name] = curve = []
-        for count in POINTS:
+        for count in _bar('scaling', POINTS):
             with context.Pool(1) as pool:
                 ms, mib = pool.apply(_time_points, (str(path), count))
             curve.append({'x': count, 'ms': ms, 'mib': mib})
-            print(f'{count} points: {ms:.1f} ms a frame, {mib:.0f} MiB', file=sys.stderr)
-            if ms > 20_000:
-                break
-        x, y = (np.array([row[key] for row in curve]) for key in ('x', 'ms'))
-        slope, start = np.polyfit(x, y, 1, w=1 / y)  # relative errors: small counts matter as much
-        results[f'{path.name}, fit'] = {'ms': start, 'us_per_point': 1000 * slope}
+        x, ms, mib = (np.array([row[key] for row in curve]) for key in ('x', 'ms', 'mib'))
+        slope, start = np.polyfit(x, ms, 1, w=1 / ms)  # relative: small counts matter as much
+        growth, base = np.polyfit(x, mib, 1, w=1 / mib)
+        fit = {'ms': start, 'us_per_point': 1000 * slope}
+        results[f'{path.name}, fit'] = fit | {'mib': base, 'kib_per_point': 1024 * growth}
     return results
 
 
@@ -171,18 +188,39 @@ def pictures(args: argparse.Namespace) -> dict:
         raise DataError('the pictures are of the procedural set: --held-out')
     trackers = {path.name: streaming(path) for path in args.streaming[:1]}
     trackers['dis-flow'] = BASELINES['dis-flow']
-    shown, rows = [], []
-    for clip in islice(datasets.held_out(args.held_out), 4, 6):
-        for name, tracker in trackers.items():
-            xy, visible = tracker(clip.video, clip.queries)
-            for t in (len(xy) // 3, 2 * len(xy) // 3):
-                ids = np.arange(xy.shape[1])
-                shown.append(draw_tracks(clip.video[t], xy[: t + 1], visible[: t + 1], ids))
-            seen = clip.visible[t] & (clip.queries[:, 0] < t)
-            shown.append(draw_errors(clip.video[t], xy[t, seen], clip.tracks[t, seen]))
-            rows.append(f'{clip.name}, {name}')
-    _write_png(args.output / 'pictures.png', contact_sheet(shown, 3), width=1024)
-    return {'rows': rows}
+    clips, shown = list(islice(datasets.held_out(args.held_out), 4, 6)), []
+    for clip, name in _bar('pictures', [(clip, name) for clip in clips for name in trackers]):
+        tracked = {name: trackers[name](clip.video, clip.queries)}
+        early, late = (comparison(clip, tracked, n * len(clip.video) // 3) for n in (1, 2))
+        shown += [early[0], *late]
+    _write_png(args.output / 'pictures.png', contact_sheet(shown, 3), width=1200)
+    return {}
+
+
+EXPERIMENTS: dict[str, Callable[[argparse.Namespace], dict]] = {
+    'table': table,
+    'scaling': scaling,
+    'latency': latency,
+    'window': window,
+    'support': support,
+    'occlusion': occlusion,
+    'pictures': pictures,
+}
+
+
+def _bar(name: str, settings: Iterable) -> Iterable:
+    return tqdm(list(settings), desc=name, unit='setting', disable=None)
+
+
+def _with_memory(model, size: int):
+    """Return the real-time model with attention to the last `size` frames only."""
+    if size == model.config.window:
+        return model
+    cut = type(model)(replace(model.config, window=size), model.image_size).eval()
+    state = model.state_dict()
+    short = {name: value[:, :size] for name, value in state.items() if name.endswith('lag_bias')}
+    cut.load_state_dict(state | short)
+    return cut
 
 
 def _write_png(path: Path, image: np.ndarray, width: int) -> None:
@@ -192,19 +230,6 @@ def _write_png(path: Path, image: np.ndarray, width: int) -> None:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     if not cv2.imwrite(str(path), np.ascontiguousarray(small[..., ::-1])):
         raise OSError(f'{path}: cannot be written')
-
-
-def _sweep(
-    args: argparse.Namespace,
-    values: Iterable[int],
-    tracker: Callable[[Path, int], Tracker],
-    axis: Callable[[int], int] = int,
-) -> dict:
-    sets = read_clips(args)
-    return {
-        path.name: [{'x': axis(v), **measure(tracker(path, v), sets)} for v in values]
-        for path in args.checkpoint
-    }
 
 
 def _exported(path: Path, count: int) -> Path:
@@ -242,189 +267,104 @@ def _time_points(path: str, count: int) -> tuple[float, float]:
     return 1000 * float(np.median(times[WARM_FRAMES:])), peak
 
 
-EXPERIMENTS = {
-    'table': main_table,
-    'support': support,
-    'iterations': iterations,
-    'latency': latency,
-    'occlusion': occlusion,
-    'scaling': scaling,
-    'pictures': pictures,
-}
-AXES = {
-    'support': ('support points', 'linear'),
-    'iterations': ('iterations', 'linear'),
-    'latency': ('iterations', 'linear'),
-    'occlusion': ('frames occluded', 'linear'),
-    'scaling': ('points', 'log'),
-}
-HEADLINE = ('badja_segment', 'badja_3px', 'average_jaccard', 'occlusion_accuracy')
-REDETECTION = ('redetection_recovered', 'redetection_reported')
-
-
-def draw(name: str, results: dict, path: Path) -> None:
-    """Draw the curves of one experiment, a panel for each measure of each data set."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for label, rows in results.items():
-        if not isinstance(rows, list):
-            continue
-        for row in rows:
-            line = f'{label}, {row["mode"]}' if 'mode' in row else label
-            for measured, value in _flat(row):
-                points = panels.setdefault(measured, {}).setdefault(line, [])
-                points.append((row['x'], value))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, layout='constrained'
-    )
-    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
-        for label, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker='o', label=label)
-        axis.set(title=title, xlabel=AXES[name][0], xscale=AXES[name][1], yscale=AXES[name][1])
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize='small')
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _flat(row: dict) -> Iterable[tuple[str, float]]:
-    if 'ms' in row:
-        yield 'ms per frame', row['ms']
-        yield 'peak memory, MiB', row['mib']
-    for data, scores in row.items():
-        if isinstance(scores, dict):
-            for key in REDETECTION if data == 'occlusions' else HEADLINE:
-                if np.isfinite(scores.get(key, np.nan)):
-                    yield f'{data}: {COLUMNS[key]}', scores[key]
-
-
-TITLES = {
-    'support': 'Support points',
-    'iterations': 'Iterations',
-    'latency': 'Latency',
-    'occlusion': 'Occlusions',
-    'scaling': 'Time and memory',
-    'pictures': 'Pictures',
-}
-
-
-def page(folder: Path) -> str:
-    """Return the page over all results in a folder."""
-    lines = [
-        '# Results',
-        '',
-        'Written by `python train/paper.py`; do not edit. Figures are percent unless said. '
-        'BADJA is measured at 320 x 512; the procedural set is rendered with photographs that '
-        'training never sees. Each point has one query; the streaming runtime has no future '
-        'frames.',
-        '',
-    ]
-    for name in EXPERIMENTS:
-        path = folder / f'{name}.json'
-        if not path.is_file():
-            continue
-        content = json.loads(path.read_text())
-        results, about = content['results'], content['about']
-        if name == 'table':
-            lines += ['## Accuracy', '', *_accuracy(results), '', *_published(), '']
-        else:
-            told = EXPERIMENTS[name].__doc__.splitlines()[0]
-            lines += [f'## {TITLES[name]}', '', told, '', f'![{TITLES[name]}]({name}.png)', '']
-        if name == 'scaling':
-            lines += _fits(results)
-        if name == 'pictures':
-            rows = '; '.join(results['rows'])
-            lines += [
-                f'Rows: {rows}. Tails by point, hollow where said hidden. Last column: a disc '
-                'at the track, a ring at the true place, from green (right) to red.',
-                '',
-            ]
-        lines += [f'Measured on {about["machine"]}, {about["date"]}: `{about["command"]}`', '']
-    return '\n'.join(lines)
-
-
-def _accuracy(results: dict) -> list[str]:
-    sets = list(next(iter(results.values())))
-    columns = [
-        (data, key)
-        for data in sets
-        for key in COLUMNS
-        if any(np.isfinite(row[data].get(key, np.nan)) for row in results.values())
-    ]
-    head = ['', *(f'{data}: {COLUMNS[key]}' for data, key in columns), 'ms per frame']
-    rows = []
-    for label, row in results.items():
-        cells = [f'{row[data][key]:.1f}' for data, key in columns]
-        speed = np.mean([scores['ms_per_frame'] for scores in row.values()])
-        rows.append([label, *cells, f'{speed:.1f}'])
-    return _markdown(head, rows)
-
-
-def _published() -> list[str]:
-    head = ['Published, not measured here', 'DAVIS AJ', 'delta', 'OA', 'BADJA: segment', 'source']
-    rows = [['' if cell is None else str(cell) for cell in row] for row in PUBLISHED]
-    return _markdown(head, rows)
-
-
-def _fits(results: dict) -> list[str]:
-    fits = {label: fit for label, fit in results.items() if label.endswith(', fit')}
-    rows = [
-        [label.removesuffix(', fit'), f'{fit["ms"]:.1f}', f'{fit["us_per_point"]:.1f}']
-        for label, fit in fits.items()
-    ]
-    return [*_markdown(['linear fit', 'ms without points', 'us per point'], rows), '']
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    body = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
-    return ['| ' + ' | '.join(row) + ' |' for row in body]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, with one message where something is wrong."""
     parser = argparse.ArgumentParser(description="The papers' tables and figures.")
     parser.add_argument('--only', nargs='+', choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument(
         '--checkpoint', type=Path, nargs='+', default=[SHIPPED / 'realtime.safetensors'],
-        help='.safetensors or .pth: support, iterations, latency [the shipped model]',
-    )
+        help='.safetensors or .pth: latency, window, support [the shipped model]',
+    )  # fmt: skip
     parser.add_argument(
         '--streaming', type=Path, nargs='+', default=[SHIPPED / 'realtime.onnx'],
-        help='.onnx: table, scaling, pictures [the shipped model]',
-    )
+        help='.onnx: table, scaling, occlusion, pictures [the shipped model]',
+    )  # fmt: skip
     parser.add_argument('--badja', type=Path, help='folder of BADJA and DAVIS')
     parser.add_argument('--held-out', type=Path, help='file; rendered if it is not there')
     parser.add_argument('--tapvid', type=Path, help='TAP-Vid pickle or folder of them')
-    parser.add_argument('--limit', type=int, help='clips of each data set')
+    parser.add_argument(
+        '--clips', type=int, default=4,
+        help='of each data set for latency, window and support; 0: all [4]',
+    )  # fmt: skip
     parser.add_argument('--output', type=Path, default=Path('docs/results'), help='[docs/results]')
     args = parser.parse_args(arguments)
+    args.clips = args.clips or None
+    command = ['python train/paper.py', *(sys.argv[1:] if arguments is None else arguments)]
     try:
         args.output.mkdir(parents=True, exist_ok=True)
+        if args.held_out is not None:
+            next(iter(datasets.held_out(args.held_out)))  # rendered before it is looked at
+        made_from = _inputs(args)
         for name in args.only:
-            results = EXPERIMENTS[name](args)
-            about = {
-                'command': ' '.join(['python train/paper.py', *_relative(arguments)]),
-                'date': time.strftime('%Y-%m-%d'),
-                'machine': f'{_processor()}, {multiprocessing.cpu_count()} cores',
-            }
-            text = json.dumps({'about': about, 'results': results}, indent=1)
-            (args.output / f'{name}.json').write_text(text + '\n')
-            if name in AXES:
-                draw(name, results, args.output / f'{name}.png')
-            (args.output / 'README.md').write_text(page(args.output))
-            print(f'{name}: {args.output / name}.json')
+            path = args.output / f'{name}.json'
+            settings = made_from[name]
+            if _made_from(path) == settings:
+                print(f'{path}: there already, from the same data, models and settings')
+            else:
+                began = time.perf_counter()
+                results = EXPERIMENTS[name](args)
+                about = {
+                    'command': ' '.join(map(str, command)),
+                    'date': time.strftime('%Y-%m-%d'),
+                    'machine': f'{_processor()}, {multiprocessing.cpu_count()} cores',
+                    'seconds': round(time.perf_counter() - began),
+                    'inputs': settings,
+                }
+                _write_json(path, {'about': about, 'results': results})
+                print(f'{path}: {about["seconds"]} s')
+            figures.draw(name, json.loads(path.read_text())['results'], args.output)
+            (args.output / 'README.md').write_text(figures.page(args.output, EXPERIMENTS))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f'paper: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('paper: stopped; the experiments that are done are kept', file=sys.stderr)
+        return 130
     return 0
 
 
-def _relative(arguments: list[str] | None) -> list[str]:
-    return [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+def _inputs(args: argparse.Namespace) -> dict[str, dict]:
+    """Return for each experiment what its results depend on: contents of files, and settings."""
+    data = {
+        name: _fingerprint(path)
+        for name in ('badja', 'held_out', 'tapvid')
+        if (path := getattr(args, name)) is not None
+    }
+    exported = {path.name: _fingerprint(path) for path in args.streaming}
+    trained = {path.name: _fingerprint(path) for path in args.checkpoint}
+    few = {'data': data, 'clips': args.clips, 'models': trained}
+    return {
+        'table': {'data': data, 'models': exported},
+        'scaling': {'models': exported, 'points': list(POINTS)},
+        'latency': few | {'iterations': list(ITERATIONS)},
+        'window': few | {'windows': list(WINDOWS)},
+        'support': few | {'grids': list(GRIDS)},
+        'occlusion': {'data': data, 'models': exported, 'frames': list(OCCLUSIONS)},
+        'pictures': {'data': data, 'models': exported},
+    }
+
+
+def _fingerprint(path: Path) -> str:
+    """Return a hash of a file's content, or of the names and sizes of a folder's files."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    files = sorted(file for file in path.rglob('*') if file.is_file())
+    text = '\n'.join(f'{file.relative_to(path)} {file.stat().st_size}' for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _made_from(path: Path) -> dict | None:
+    """Return the inputs of the results in a file; None where there are none."""
+    try:
+        return json.loads(path.read_text())['about']['inputs']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    half = path.with_name(path.name + '.part')
+    half.write_text(json.dumps(content, indent=1) + '\n')
+    half.replace(path)  # an interrupted write leaves no half file behind
 
 
 def _processor() -> str:
