@@ -254,6 +254,39 @@ def test_whole_video_measures_a_checkpoint(tmp_path):
     assert np.abs(xy - clip.queries[:2, 1:]).max() < 5
 
 
+def test_what_is_tracked_beside_a_target():
+    torch = pytest.importorskip('torch')
+
+    class Watching(torch.nn.Module):
+        image_size, asked = (96, 128), []
+
+        def __init__(self, name):
+            super().__init__()
+            self.config = type('Config', (), {'name': name})
+
+        def track(self, video, queries, **_):
+            self.asked.append(queries.numpy())
+            ones = torch.ones(len(video), len(queries))
+            tracks = {'xy': queries[None, :, 1:].expand(len(video), -1, -1)}
+            return type('Tracks', (), {**tracks, 'visibility': ones, 'confidence': ones})
+
+    clip = moving_clip()
+    for name, options, expected in (
+        ('cotracker3_online', {}, [3 + 25]),
+        ('cotracker1', {}, [3 + 36]),
+        ('', {}, [3]),
+        ('cotracker3_online', {'grid': 0, 'alone': True}, [1, 1, 1]),
+        ('cotracker3_online', {'local_grid': 8}, [1 + 25 + 64] * 3),
+        ('cotracker1', {'local_grid': 6, 'grid': 6}, [1 + 36 + 36] * 3),
+    ):
+        model = Watching(name)
+        model.asked = []
+        xy, visible = evaluate.whole_video(model, **options)(clip.video, clip.queries)
+        assert [len(asked) for asked in model.asked] == expected
+        np.testing.assert_allclose(xy[0], clip.queries[:, 1:], atol=1e-4)
+        assert visible.all()
+
+
 def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_path):
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file

@@ -74,13 +74,15 @@ def whole_video(
     local_grid: int = 0,
     as_first_told: bool = False,
     device: str = 'cpu',
+    alone: bool = False,
 ) -> Tracker:
     """Return a tracker that gives a checkpoint the whole clip at once, as the papers do.
 
     checkpoint: its path, or the loaded model. iterations: None for the model's own number. grid:
-    side of a square of support points over the first frame; None for CoTracker3's 5, or none for
-    the real-time model, which sees no future frames here either. local_grid: side of another in
-    50 px around the target, tracked one target at a time; CoTracker3 was measured with 8.
+    side of a square of support points over the first frame; None for the papers' (5; CoTracker 1:
+    6), or none for the real-time model, which sees no future frames here either. alone: track one
+    target at a time. local_grid: side of another grid, in 50 px around each target, which is then
+    tracked alone; CoTracker3 was measured with 8, CoTracker 1 with 6.
     as_first_told: of a network of sliding windows take each frame from the first window that
     holds it, half a window late at most, where else the last window has its say. Raises
     ValueError for a checkpoint that cannot be loaded.
@@ -101,7 +103,8 @@ def whole_video(
     move = {'': geometry.rescale, 'cotracker1': geometry.rescale_plain}.get(
         published, geometry.rescale_aligned
     )
-    side = grid if grid is not None else 5 if published else 0
+    usual = {'': 0, 'cotracker1': 6}.get(published, 5)
+    side = usual if grid is None else grid
     steps = {} if iterations is None else {'iterations': iterations}
 
     def run(video: torch.Tensor, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +126,7 @@ def whole_video(
             )
         asked = np.concatenate([queries[:, :1], move(queries[:, 1:], video.shape[1:3], size)], 1)
         extra = support_grid(size, side)
-        if local_grid:
+        if local_grid or alone:
             parts = []
             for n, query in enumerate(asked):
                 local = support_grid((LOCAL_EXTENT, LOCAL_EXTENT), local_grid, query[1:])
@@ -373,14 +376,15 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument(
         '--support-grid',
         type=int,
-        help='side of a grid of support points [5; 0 for the real-time model]',
+        help='side of a grid of support points [5; CoTracker 1: 6; the real-time model: 0]',
     )
     group.add_argument(
         '--local-grid',
         type=int,
         default=0,
-        help='side of a grid around each target, tracked one at a time; CoTracker3: 8 [0]',
+        help='side of a grid around each target, tracked alone; CoTracker3: 8, 1: 6 [0]',
     )
+    group.add_argument('--alone', action='store_true', help='track one target at a time')
     group.add_argument(
         '--as-first-told',
         action='store_true',
@@ -417,7 +421,7 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
         else:
             tracker = whole_video(
                 checkpoint, args.iterations, args.support_grid, args.local_grid,
-                args.as_first_told, args.device,
+                args.as_first_told, args.device, args.alone,
             )  # fmt: skip
         trackers[Path(checkpoint).name] = tracker
     trackers |= BASELINES
