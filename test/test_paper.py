@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from train import datasets, paper
+from train import datasets, figures, paper
 from train.baselines import dis_flow, standing_still
 from train.datasets import Clip
 
@@ -93,6 +93,27 @@ def test_curves_hold_a_point_for_each_value(tmp_path):
     results = json.loads((tmp_path / 'support.json').read_text())['results']
     assert set(results) == {'a.pth', 'b.pth'}
     assert [row['x'] for row in results['a.pth']] == [side**2 for side in paper.GRIDS]
+
+
+def test_latency_of_sliding_networks_is_drawn_in_a_row_of_its_own(tmp_path):
+    rows = [
+        {
+            'x': count, 'frames_late': late, 'mode': mode,
+            'TAP-Vid': {'average_jaccard': 50.0 + late + count, 'ms_per_frame': 10.0 * count},
+        }
+        for mode, late in (('per frame', 0), ('final', 15))
+        for count in (1, 4)
+    ]  # fmt: skip
+    figures.draw('latency', {'online.pth': rows[:2]}, tmp_path)
+    short = cv2.imread(str(tmp_path / 'latency.png')).shape[0]
+    figures.draw('latency', {'online.pth': rows}, tmp_path)
+    assert cv2.imread(str(tmp_path / 'latency.png')).shape[0] > 1.3 * short
+    curves = figures._by_lateness({'online.pth': rows})['TAP-Vid: AJ, %']
+    assert curves == {
+        'online.pth, 1 iterations': [(0, 51), (15, 66)],
+        'online.pth, 4 iterations': [(0, 54), (15, 69)],
+    }
+    assert cv2.imread(str(tmp_path / 'latency_published.png')) is not None
 
 
 def test_scaling_fits_a_line(tmp_path, monkeypatch):

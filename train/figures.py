@@ -14,15 +14,20 @@ from train.evaluate import COLUMNS
 
 # Query-first, in percent, as their sources print them; hardware and input sizes differ.
 PUBLISHED_ACCURACY = (
-    # model, frames of latency, AJ, delta, OA on TAP-Vid DAVIS, source
-    ('CoTracker3 online, trained on 15k real videos', '8 to 15', 63.8, 76.3, 90.2, '2410.11831'),
-    ('CoTracker3 offline, 15k real videos', 'whole clip', 64.4, 76.9, 91.2, '2410.11831'),
-    ('CoTracker2', 'windows of 8', 61.8, 76.1, 88.3, '2410.11831'),
-    ('LiteTracker (CoTracker3, per frame)', '0', 62.0, 74.6, 88.4, '2504.09904'),
-    ('TAPIR', 'whole clip', 56.2, 70.0, 86.5, '2410.11831'),
-    ('BootsTAPIR', 'whole clip', 61.4, 73.6, 88.7, '2410.11831'),
-    ('LocoTrack-B', 'whole clip', 62.9, 75.3, 87.2, '2410.11831'),
+    # model, when a frame's result is there, AJ, delta, OA on TAP-Vid DAVIS, source
+    ('CoTracker3 online, 15k real videos', '8 to 15 frames late', 63.8, 76.3, 90.2, '2410.11831'),
+    ('CoTracker3 offline, 15k real videos', 'after the clip', 64.4, 76.9, 91.2, '2410.11831'),
+    ('CoTracker2', '4 to 7 frames late', 61.8, 76.1, 88.3, '2410.11831'),
+    ('LiteTracker (CoTracker3, per frame)', 'in the frame', 62.0, 74.6, 88.4, '2504.09904'),
+    ('TAPNext-B', 'in the frame', 65.2, 78.5, 91.2, 'tapnet README'),
+    ('Track-On-R', 'in the frame', 68.1, 80.3, 92.5, '2603.12217'),
+    ('BootsTAPIR, causal', 'in the frame', 59.7, None, None, 'tapnet README'),
+    ('TAPIR, online', 'in the frame', 56.2, None, None, 'tapnet README'),
+    ('TAPIR', 'after the clip', 56.2, 70.0, 86.5, '2410.11831'),
+    ('BootsTAPIR', 'after the clip', 61.4, 73.6, 88.7, '2410.11831'),
+    ('LocoTrack-B', 'after the clip', 62.9, 75.3, 87.2, '2410.11831'),
 )
+LATE = ('in the frame', '4 to 7 frames late', '8 to 15 frames late', 'after the clip')
 PUBLISHED_BADJA = 'PIPs, published: 91.6 on camel and 87.7 on cows within 0.2 sqrt(area), 89.7 in '
 PUBLISHED_BADJA += 'the mean (arXiv 2204.04153).'
 PUBLISHED_SPEED = (
@@ -78,8 +83,9 @@ NO_PUBLISHED_WEIGHTS = (
 )
 NOTES = {
     'latency': 'The real-time model answers in the frame itself whatever its iterations, so its '
-    'only trade is time; a sliding network can also be asked per frame, as first told (half a '
-    'window late) or in its last word (a window late).',
+    'only trade is time (ms of PyTorch here; the exported file is faster). A sliding network can '
+    'also be asked per frame, as first told (half a window late) or in its last word (a window '
+    'late).',
     'window': 'Trained with its full window; a shorter one is the same weights remembering less.',
     'occlusion': 'Published, another set and measure: position accuracy on Dynamic Replica '
     '(arXiv 2410.11831).',
@@ -98,38 +104,91 @@ def draw(name: str, results: Mapping, folder: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    panels = [(AXES[name], _curves(results, lambda row: row['x']))]
+    rows = [(AXES[name], _curves(results, lambda row: row['x']))]
     if name == 'latency':
-        panels.append(('ms per frame', _curves(results, _milliseconds)))
-    titles = list(panels[0][1])
-    size = 3.1 * max(2, len(titles)), 2.9 * len(panels) + 0.5
+        rows.append(
+            ('ms per frame; beside each point: iterations', _curves(results, _milliseconds))
+        )
+        if _latenesses(results):
+            rows.append(('frames late, at most', _by_lateness(results)))
+        _draw_published(plt, folder / 'latency_published.png')
+    titles = list(rows[0][1])
+    size = 3.1 * max(2, len(titles)), 2.9 * len(rows) + 0.5
     figure, axes = plt.subplots(
-        len(panels), len(titles), figsize=size, squeeze=False, layout='constrained'
+        len(rows), len(titles), figsize=size, squeeze=False, layout='constrained'
     )
-    for (label, curves), line in zip(panels, axes, strict=True):
+    for (label, curves), line in zip(rows, axes, strict=True):
         for axis, title in zip(line, titles, strict=True):
             for i, (legend, points) in enumerate(curves[title].items()):
-                axis.plot(
-                    *zip(*points, strict=True), 'osD^v'[i % 5] + '-', label=legend, markersize=4,
-                    linewidth=1.5,
-                )  # fmt: skip
+                style = f'{"osD^v"[i % 5]}-'
+                axis.plot(*zip(*points, strict=True), style, label=legend, ms=4, lw=1.5)
+                if label.startswith('ms per frame;'):
+                    _annotate(axis, points, curves_x=rows[0][1][title][legend])
             _fitted(axis, title, results)
-            axis.set_title(title, fontsize=9)
-            axis.set_xlabel(label, fontsize=8)
-            axis.tick_params(labelsize=8)
-            axis.grid(alpha=0.25)
-            if name == 'scaling':
-                axis.set(xscale='log', yscale='log')
-            else:
-                _leave_room(axis)
-            axis.spines[['top', 'right']].set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+            _dress(axis, title, label, log=name == 'scaling')
+    legends = {
+        text: handle
+        for axis in axes[:, 0]
+        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
-        handles, labels, loc='outside lower center', ncols=min(4, len(labels)), fontsize=8,
-        frameon=False,
+        legends.values(), legends.keys(), loc='outside lower center', ncols=min(4, len(legends)),
+        fontsize=8, frameon=False,
     )  # fmt: skip
     figure.savefig(folder / f'{name}.png', dpi=110)
     plt.close(figure)
+
+
+def _dress(axis, title: str, label: str, log: bool) -> None:
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(label, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[['top', 'right']].set_visible(False)
+    if log:
+        axis.set(xscale='log', yscale='log')
+    else:
+        _leave_room(axis)
+
+
+def _annotate(axis, points: list, curves_x: list) -> None:
+    """Write beside each point the x that it has in another curve of the same line."""
+    for point, (x, _) in zip(points, curves_x, strict=True):
+        axis.annotate(f'{x:g}', point, (4, 3), textcoords='offset points', fontsize=7)
+
+
+def _draw_published(plt, path: Path) -> None:
+    """Draw the published accuracy on DAVIS against when a result is there."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.6), layout='constrained')
+    for model, late, jaccard, *_ in PUBLISHED_ACCURACY:
+        x = LATE.index(late)
+        axis.plot(x, jaccard, 's', color='0.45', markersize=5)
+        name = model.partition(' (')[0].partition(', 15k')[0]
+        axis.annotate(name, (x, jaccard), (6, -3), textcoords='offset points', fontsize=7)
+    axis.set_xticks(range(len(LATE)), LATE, fontsize=8)
+    axis.set_xlim(-0.2, len(LATE) - 0.4)
+    axis.set_title('Published, not measured here: TAP-Vid DAVIS, AJ, %', fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[['top', 'right']].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _latenesses(results: Mapping) -> bool:
+    """Tell whether any model was measured at more than one latency."""
+    found = {(m, row['frames_late']) for m, rows in results.items() for row in rows}
+    return len(found) > len({model for model, _ in found})
+
+
+def _by_lateness(results: Mapping) -> dict[str, dict[str, list]]:
+    """Return accuracy against frames of latency, by model and number of iterations."""
+    lines: dict[str, list] = {}
+    for model, rows in results.items():
+        for row in rows:
+            plain = {key: value for key, value in row.items() if key != 'mode'}
+            lines.setdefault(f'{model}, {row["x"]} iterations', []).append(plain)
+    return _curves(lines, lambda row: row['frames_late'])
 
 
 def _milliseconds(row: Mapping) -> float:
@@ -223,9 +282,14 @@ def _beside(name: str, results: Mapping) -> list[str]:
     """Return what is said and tabled below one experiment's figure."""
     lines = [NOTES[name], ''] if name in NOTES else []
     if name == 'table':
-        head = ['**Published**, not measured here', 'frames late', 'DAVIS AJ', 'delta', 'OA', '']
-        rows = [[*map(str, row[:5]), f'arXiv {row[5]}'] for row in PUBLISHED_ACCURACY]
+        head = ['**Published**, not measured here', 'told', 'DAVIS AJ', 'delta', 'OA', 'source']
+        rows = [
+            [*('' if cell is None else str(cell) for cell in row[:5]), _source(row[5])]
+            for row in PUBLISHED_ACCURACY
+        ]
         lines += [*_markdown(head, rows), '', PUBLISHED_BADJA, '']
+    if name == 'latency':
+        lines += ['![Published accuracy and latency](latency_published.png)', '']
     if name == 'scaling':
         head = ['linear fit', 'ms', 'us per point', 'MiB', 'KiB per point']
         fits = {label: fit for label, fit in results.items() if label.endswith(', fit')}
@@ -244,6 +308,10 @@ def _beside(name: str, results: Mapping) -> list[str]:
         episodes = ', '.join(f'{row["episodes"]:.0f} of {row["x"]:g} s' for row in counts)
         lines = [f'Occlusions counted: {episodes}.', '', *lines, *_markdown(head, rows), '']
     return lines
+
+
+def _source(name: str) -> str:
+    return f'arXiv {name}' if name[0].isdigit() else name
 
 
 def _accuracy(results: Mapping) -> list[str]:
