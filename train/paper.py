@@ -188,7 +188,7 @@ def pictures(args: argparse.Namespace) -> dict:
         raise DataError('the pictures are of the procedural set: --held-out')
     trackers = {path.name: streaming(path) for path in args.streaming[:1]}
     trackers['dis-flow'] = BASELINES['dis-flow']
-    clips, shown = list(islice(datasets.held_out(args.held_out), 4, 6)), []
+    clips, shown = list(islice(datasets.held_out(args.held_out), 6))[-2:], []
     for clip, name in _bar('pictures', [(clip, name) for clip in clips for name in trackers]):
         tracked = {name: trackers[name](clip.video, clip.queries)}
         early, late = (comparison(clip, tracked, n * len(clip.video) // 3) for n in (1, 2))
