@@ -58,7 +58,7 @@ class FlatStep(nn.Module):
     def forward(self, image, query_xy, query, query_age, live, *state):
         """All outputs, then the next state."""
         state = dict(zip(self.names, state, strict=True))
-        outputs, following = self.step(image, query_xy, query, query_age, live, state)
+        outputs, following = self.step.advance(image, query_xy, query, query_age, live, state)
         return (*(outputs[n] for n in OUTPUTS), *(following[n] for n in self.names))
 
 

@@ -1,8 +1,9 @@
 """A stand-in for an exported model: a hand-made ONNX step of a few nodes.
 
 Every point moves one model pixel to the right a frame from where it was queried; visibility is 1;
-confidence is the mean of the image, so that tests see which image arrived. The state remembers
-each point's anchor and age and counts the frames.
+confidence is the mean of the image, so that tests see which image arrived; in a slot that is
+queried it is the mean of the image two frames ago, from a ring of three. The state remembers each
+point's anchor and age and counts the frames.
 """
 
 import json
@@ -12,8 +13,9 @@ import onnx
 from onnx import TensorProto as T
 from onnx import helper as h
 
+RING = 3
 METADATA = {
-    'format': 1, 'model': 'stand_in', 'version': '0', 'height': 32, 'width': 48, 'window': 4,
+    'format': 2, 'model': 'stand_in', 'version': '0', 'height': 32, 'width': 48, 'window': 4,
     'iterations': 1, 'precision': 'fp32', 'licence': 'Apache-2.0', 'weights_sha256': '0' * 64,
     'provenance': 'a stand-in for tests',
 }
@@ -28,13 +30,15 @@ def step_model(**metadata) -> onnx.ModelProto:
         'query_xy': (T.FLOAT, [b, m, 2]), 'query': (T.BOOL, [b, m]),
         'query_age': (T.INT32, [b, m]), 'live': (T.BOOL, [b, m]),
         'state.anchor': (T.FLOAT, [b, m, 2]), 'state.age': (T.FLOAT, [b, m]),
-        'state.count': (T.FLOAT, [b, 1]),
+        'state.count': (T.FLOAT, [b, 1]), 'state.row': (T.INT64, [1]),
+        'state.means': (T.FLOAT, [RING, b, 1]),
     }
     outputs = {
         'xy': (T.FLOAT, [b, m, 2]), 'visibility': (T.FLOAT, [b, m]),
         'confidence': (T.FLOAT, [b, m]),
         'next.anchor': (T.FLOAT, [b, m, 2]), 'next.age': (T.FLOAT, [b, m]),
-        'next.count': (T.FLOAT, [b, 1]),
+        'next.count': (T.FLOAT, [b, 1]), 'next.row': (T.INT64, [1]),
+        'next.means': (T.FLOAT, [1, b, 1]),
     }
     n = h.make_node
     nodes = [
@@ -54,12 +58,20 @@ def step_model(**metadata) -> onnx.ModelProto:
         n('ReduceMean', ['pixels', 'hwc'], ['mean'], keepdims=0),
         n('Div', ['mean', 'white'], ['share']),
         n('Unsqueeze', ['share', 'last'], ['share2']),
-        n('Mul', ['share2', 'visibility'], ['confidence']),
+        n('Unsqueeze', ['share2', 'first'], ['next.means']),
+        n('Add', ['state.row', 'one_row'], ['later']),
+        n('Mod', ['later', 'rows'], ['next.row']),
+        # Of three rows the one after the newest's is the oldest: two frames ago.
+        n('Gather', ['state.means', 'next.row'], ['old_row'], axis=0),
+        n('Squeeze', ['old_row', 'first'], ['old_share']),
+        n('Where', ['query', 'old_share', 'share2'], ['shown']),
+        n('Mul', ['shown', 'visibility'], ['confidence']),
     ]
     constants = {
         'last': np.array([-1], np.int64), 'one': np.array(1, np.float32),
         'right': np.array([1, 0], np.float32), 'hwc': np.array([1, 2, 3], np.int64),
-        'white': np.array(255, np.float32),
+        'white': np.array(255, np.float32), 'first': np.array([0], np.int64),
+        'one_row': np.array([1], np.int64), 'rows': np.array([RING], np.int64),
     }
     graph = h.make_graph(
         nodes, 'stand_in', [h.make_tensor_value_info(k, *v) for k, v in inputs.items()],

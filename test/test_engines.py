@@ -9,7 +9,7 @@ import pytest
 import stand_in_step
 
 from cotracker_ros import engines
-from cotracker_ros.engines import EngineError, load, metadata
+from cotracker_ros.engines import EngineError, base, load, metadata
 
 INSTALLED = ['onnxruntime', 'openvino', 'openvino:bf16']
 # Largest difference from the same arithmetic in numpy, pixels of xy and units of the rest: the
@@ -53,8 +53,8 @@ def test_contract(name, cameras, slots, path):
     rng = np.random.default_rng(1)
     for _ in range(2):  # the second time after a reset, which must give the same as at first
         anchor, age = np.zeros((cameras, slots, 2)), np.zeros((cameras, slots))
-        kept = []
-        for _ in range(5):
+        kept, means = [], [np.zeros(cameras)] * 2
+        for _ in range(8):
             given = inputs(cameras, slots, rng)
             out = engine.step(given)
             anchor = np.where(given['query'][..., None], given['query_xy'], anchor)
@@ -62,8 +62,9 @@ def test_contract(name, cameras, slots, path):
             want = (anchor + age[..., None] * [1, 0]) * given['live'][..., None]
             np.testing.assert_allclose(out['xy'], want, atol=TOLERANCE[name])
             np.testing.assert_array_equal(out['visibility'], given['live'])
-            mean = given['image'].mean((1, 2, 3))[:, None] / 255
-            np.testing.assert_allclose(out['confidence'], mean * given['live'], atol=5e-3)
+            means.append(given['image'].mean((1, 2, 3)) / 255)
+            shown = np.where(given['query'], means[-3][:, None], means[-1][:, None])
+            np.testing.assert_allclose(out['confidence'], shown * given['live'], atol=5e-3)
             assert all(v.dtype == np.float32 for v in out.values())
             kept.append((out['xy'], out['xy'].copy()))
         for array, copy in kept:  # what was handed out is not written again
@@ -106,8 +107,8 @@ def test_files_that_are_no_model(name, tmp_path, path):
     del model.metadata_props[:]
     onnx.save(model, bad)
     refused('bad.onnx: not a cotracker_ros model', bad, name)
-    stand_in_step.write(bad, format=2)
-    refused('its format 2 is newer than this package, which reads up to 1', bad, name)
+    stand_in_step.write(bad, format=3)
+    refused('its format 3 is newer than this package, which reads up to 2', bad, name)
     stand_in_step.write(bad, window='four')
     refused('its metadata lacks a valid window', bad, name)
     onnx.helper.set_model_props(model, {'cotracker_ros': '{broken'})
@@ -124,6 +125,17 @@ def test_a_graph_that_is_no_step(name, tmp_path, path):
     model.graph.output.pop()
     onnx.save(model, tmp_path / 'cut.onnx')
     refused('are not those of a tracker step', tmp_path / 'cut.onnx', available(name))
+
+
+def test_rings():
+    assert base.ring_length('m.onnx', 'a', [8, 'cameras', 4], [1, 'cameras', 4]) == 8
+    for same in ([], [1], ['cameras', 'points', 2]):
+        assert base.ring_length('m.onnx', 'a', same, same) == 0
+    with pytest.raises(EngineError, match=r'm\.onnx: next\.a gives 2 rows of 8'):
+        base.ring_length('m.onnx', 'a', [8, 4], [2, 4])
+    with pytest.raises(EngineError, match='not the same rank'):
+        base.ring_length('m.onnx', 'a', [8, 4], [4])
+    assert [base.turns(lengths) for lengths in ([], [0, 0], [0, 3], [8, 6])] == [2, 2, 6, 24]
 
 
 def test_sizes_and_names(path):

@@ -143,10 +143,11 @@ def test_a_template_is_the_same_from_the_ring_and_from_the_frame(model, clips):
     xy = torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [127.0, 95.0]
     )
-    rings = {s: f[0, :8, None].half() for s, f in zip(CONFIG.strides, features, strict=True)}
+    rows = torch.cat([f[0, :8].flatten(2).transpose(1, 2) for f in features], 1)
     for frame, age in ((7, 0), (7, 3), (1, 4)):
+        state = {'features': rows[:, None].half(), 'frame': torch.tensor([frame])}
         past = step.describe_past(
-            rings, torch.tensor([frame]), xy, torch.full((1, 30), age, dtype=torch.int32)
+            rows[frame, None], state, xy, torch.full((1, 30), age, dtype=torch.int32)
         )
         now = model.describe([f[0, (frame - age) % 8][None] for f in features], xy)
         assert torch.allclose(past, now, atol=2e-3)

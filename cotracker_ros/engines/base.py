@@ -1,8 +1,9 @@
 """The one interface of every runtime: a step whose state stays inside the engine."""
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -81,6 +82,27 @@ class Engine(ABC):
         threads = f', {self.threads} threads' if self.threads else ''
         return (f'{self.metadata.model} on {self.name}, {self.device}, {self.precision}{threads}, '
                 f'{self.cameras} x {self.slots} points')
+
+
+def ring_length(path, name: str, state: Sequence, following: Sequence) -> int:
+    """Rows of the ring that a state tensor is, 0 where it is none, from its dimensions in and out.
+
+    A step gives one row where it takes several: the engine writes the row of step t, counted from
+    the reset, straight into place t modulo their number, and nothing else of the ring is copied.
+    The graph counts along; it reads no row of a frame that is about to be overwritten.
+    """
+    if len(state) != len(following):
+        raise EngineError(f'{path}: state.{name} and next.{name} have not the same rank')
+    if not state or state[0] == following[0]:
+        return 0
+    if following[0] != 1 or not isinstance(state[0], int):
+        raise EngineError(f'{path}: next.{name} gives {following[0]} rows of {state[0]}')
+    return state[0]
+
+
+def turns(lengths: Iterable[int]) -> int:
+    """Steps after which two buffers in turn, and rings of these lengths, come round together."""
+    return math.lcm(2, *(length for length in lengths if length))
 
 
 def resolve_shape(name: str, dims: list, cameras: int, slots: int) -> tuple[int, ...]:

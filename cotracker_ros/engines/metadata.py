@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-FORMAT = 1  # the newest layout of inputs, outputs and metadata that this package can run
+# The newest layout of inputs, outputs and metadata that this package can run. 2: state may lie in
+# rings, see base.ring_length.
+FORMAT = 2
 KEY = 'cotracker_ros'
 
 # Field numbers of onnx.ModelProto (onnx/onnx.proto).

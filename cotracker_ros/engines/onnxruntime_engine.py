@@ -17,7 +17,9 @@ TYPES = {
 
 
 class OnnxRuntimeEngine(base.Engine):
-    """Keeps the state in two sets of buffers on the device, read and written in turn."""
+    """Keeps the state in two sets of buffers on the device, read and written in turn, and its
+    rings in one.
+    """
 
     name = 'onnxruntime'
 
@@ -41,25 +43,38 @@ class OnnxRuntimeEngine(base.Engine):
         inputs = {i.name: i for i in self._session.get_inputs()}
         outputs = {o.name: o for o in self._session.get_outputs()}
         names = base.check_interface(path, inputs, outputs)
-        memory = 'cpu' if variant == 'cpu' else 'cuda'
+        self._memory = 'cpu' if variant == 'cpu' else 'cuda'
         self._zeros = {
             n: np.zeros(base.resolve_shape(base.STATE + n, inputs[base.STATE + n].shape,
                                            cameras, slots), TYPES[inputs[base.STATE + n].type])
             for n in names}
+        self._rings = {n: base.ring_length(path, n, inputs[base.STATE + n].shape,
+                                           outputs[base.NEXT + n].shape) for n in names}
         # A copy for each: on the CPU an OrtValue is a view of the array it is made from.
-        self._buffers = [{n: ort.OrtValue.ortvalue_from_numpy(z.copy(), memory)
-                          for n, z in self._zeros.items()} for _ in range(2)]
-        self._bindings = [self._bind(self._buffers[i], self._buffers[1 - i]) for i in (0, 1)]
+        self._buffers = [{n: self._on_device(z) for n, z in self._zeros.items()}]
+        self._buffers.append({n: self._buffers[0][n] if self._rings[n] else self._on_device(z)
+                              for n, z in self._zeros.items()})
+        self._bindings = [self._bind(t) for t in range(base.turns(self._rings.values()))]
         self._turn = 0
 
-    def _bind(self, state: dict, following: dict):
-        """A binding that reads one set of buffers and writes the other."""
+    def _on_device(self, array: np.ndarray):
+        return self._ort.OrtValue.ortvalue_from_numpy(array.copy(), self._memory)
+
+    def _bind(self, turn: int):
+        """A binding that reads one set of buffers and writes the other, and one row of rings."""
         binding = self._session.io_binding()
+        state, following = self._buffers[turn % 2], self._buffers[1 - turn % 2]
         for name in base.OUTPUTS:  # first: get_outputs keeps the order of binding
             binding.bind_output(name, 'cpu')
-        for name in self._zeros:
+        for name, zeros in self._zeros.items():
             binding.bind_ortvalue_input(base.STATE + name, state[name])
-            binding.bind_ortvalue_output(base.NEXT + name, following[name])
+            if length := self._rings[name]:
+                row = zeros[:1]
+                address = following[name].data_ptr() + turn % length * row.nbytes
+                binding.bind_output(base.NEXT + name, self._memory, 0, row.dtype.type, row.shape,
+                                    address)
+            else:
+                binding.bind_ortvalue_output(base.NEXT + name, following[name])
         return binding
 
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -70,14 +85,15 @@ class OnnxRuntimeEngine(base.Engine):
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises its own types for every failure
             raise EngineError(f'onnxruntime failed in a step: {error}') from error
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._bindings)
         values = binding.get_outputs()[:len(base.OUTPUTS)]
         return {name: np.array(v.numpy()) for name, v in zip(base.OUTPUTS, values, strict=True)}
 
     def reset(self) -> None:
         """Forget all frames and points."""
+        self._turn = 0
         for name, zeros in self._zeros.items():
-            self._buffers[self._turn][name].update_inplace(zeros)
+            self._buffers[0][name].update_inplace(zeros)
 
 
 def _session(ort, path, provider: str, threads: int):

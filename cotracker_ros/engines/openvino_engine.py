@@ -13,7 +13,9 @@ def has_bf16() -> bool:
 
 
 class OpenVinoEngine(base.Engine):
-    """Keeps the state in two sets of tensors, read and written in turn; shapes are static."""
+    """Keeps the state in two sets of tensors, read and written in turn, and its rings in one;
+    shapes are static.
+    """
 
     name = 'openvino'
     device = 'cpu'
@@ -34,9 +36,7 @@ class OpenVinoEngine(base.Engine):
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise EngineError(f'{path}: openvino cannot load it: {_line(error)}') from error
         inputs = {i.any_name: i for i in model.inputs}
-        outputs = {n: o for o in model.outputs for n in o.names if n in base.OUTPUTS
-                   or n.startswith(base.NEXT)}
-        names = base.check_interface(path, inputs, outputs)
+        names = base.check_interface(path, inputs, _outputs(model))
         try:
             shapes = {n: _shape(i, cameras, slots) for n, i in inputs.items()}
             model.reshape(shapes)
@@ -52,31 +52,44 @@ class OpenVinoEngine(base.Engine):
             raise EngineError(f'{path}: openvino cannot compile it: {_line(error)}') from error
         self._ov = ov
         self._request = compiled.create_infer_request()
+        following = {n: _fixed(o) for n, o in _outputs(model).items()}
+        self._rings = {n: base.ring_length(path, n, shapes[base.STATE + n],
+                                           following[base.NEXT + n]) for n in names}
         types = {n: inputs[base.STATE + n].element_type.to_dtype() for n in names}
-        self._buffers = [{n: np.zeros(shapes[base.STATE + n], types[n]) for n in names}
-                         for _ in range(2)]
-        self._tensors = [{n: ov.Tensor(v, shared_memory=True) for n, v in b.items()}
-                         for b in self._buffers]
+        self._buffers = [{n: np.zeros(shapes[base.STATE + n], types[n]) for n in names}]
+        self._buffers.append({n: v if self._rings[n] else v.copy()
+                              for n, v in self._buffers[0].items()})
+        self._tensors = [self._bind(t) for t in range(base.turns(self._rings.values()))]
         self._turn = 0
+
+    def _bind(self, turn: int) -> dict:
+        """Tensors by name for one turn: one set of buffers in, the other out; one row of rings."""
+        tensors = {}
+        for name, length in self._rings.items():
+            state, following = (self._buffers[k][name] for k in (turn % 2, 1 - turn % 2))
+            if length:
+                following = following[turn % length:turn % length + 1]
+            tensors[base.STATE + name] = self._ov.Tensor(state, shared_memory=True)
+            tensors[base.NEXT + name] = self._ov.Tensor(following, shared_memory=True)
+        return tensors
 
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         request = self._request
-        state, following = self._tensors[self._turn], self._tensors[1 - self._turn]
         try:
             for name, value in inputs.items():
                 request.set_tensor(name, self._ov.Tensor(value, shared_memory=True))
-            for name in state:
-                request.set_tensor(base.STATE + name, state[name])
-                request.set_tensor(base.NEXT + name, following[name])
+            for name, tensor in self._tensors[self._turn].items():
+                request.set_tensor(name, tensor)
             request.infer()
         except Exception as error:
             raise EngineError(f'openvino failed in a step: {_line(error)}') from error
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._tensors)
         return {name: np.array(request.get_tensor(name).data) for name in base.OUTPUTS}
 
     def reset(self) -> None:
         """Forget all frames and points."""
-        for buffer in self._buffers[self._turn].values():
+        self._turn = 0
+        for buffer in self._buffers[0].values():
             buffer[:] = 0
 
 
@@ -94,6 +107,16 @@ def _hold_half_as_float(ov, model):
         if port.element_type == ov.Type.f16:
             steps.output(port.any_name).tensor().set_element_type(ov.Type.f32)
     return steps.build()
+
+
+def _outputs(model) -> dict:
+    """Outputs by their names in the file; OpenVINO adds others of its own."""
+    return {n: o for o in model.outputs for n in o.names
+            if n in base.OUTPUTS or n.startswith(base.NEXT)}
+
+
+def _fixed(node) -> list[int]:
+    return [int(d.get_length()) for d in node.partial_shape]
 
 
 def _shape(node, cameras: int, slots: int) -> list[int]:

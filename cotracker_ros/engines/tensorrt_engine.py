@@ -26,8 +26,8 @@ def load_engine(path: Path, cameras: int, slots: int) -> 'TensorRtEngine':
 
 
 class TensorRtEngine(base.Engine):
-    """Two sets of state buffers on the device, read and written in turn; one CUDA graph for each
-    turn.
+    """Two sets of state buffers on the device, read and written in turn, and one of rings; a CUDA
+    graph for each turn.
 
     `library` is the module of TensorRT and `cuda` a Cuda: tests hand in stand-ins for both.
     """
@@ -51,14 +51,18 @@ class TensorRtEngine(base.Engine):
                   if self._engine.get_tensor_mode(n) == library.TensorIOMode.INPUT]
         self._names = base.check_interface(path, inputs, [n for n in names if n not in inputs])
         self._shapes, self._types = self._fill_in_sizes(library, path, names, inputs)
-        self._buffers = [{n: cuda.allocate(self._size(base.STATE + n)) for n in self._names}
-                         for _ in range(2)]
+        self._rings = {n: base.ring_length(path, n, self._shapes[base.STATE + n],
+                                           self._shapes[base.NEXT + n]) for n in self._names}
+        self._buffers = [{n: cuda.allocate(self._size(base.STATE + n)) for n in self._names}]
+        self._buffers.append({n: self._buffers[0][n] if self._rings[n]
+                              else cuda.allocate(self._size(base.STATE + n))
+                              for n in self._names})
         small = [*self._inputs, *base.OUTPUTS]
         self._host = {n: cuda.pinned(self._shapes[n], self._types[n]) for n in small}
         self._device = {n: cuda.allocate(self._size(n)) for n in small}
         for name, address in self._device.items():
             self._context.set_tensor_address(name, address)
-        self._graphs: list = [None, None]
+        self._graphs: list = [None] * base.turns(self._rings.values())
         self._turn = 0
 
     def _fill_in_sizes(self, library, path, names: list[str], inputs: list[str]):
@@ -80,9 +84,12 @@ class TensorRtEngine(base.Engine):
         """Put one step on the stream: inputs up, the network, outputs down."""
         for name in self._inputs:
             self._cuda.upload(self._device[name], self._host[name])
-        for name in self._names:
-            self._context.set_tensor_address(base.STATE + name, self._buffers[turn][name])
-            self._context.set_tensor_address(base.NEXT + name, self._buffers[1 - turn][name])
+        for name, length in self._rings.items():
+            state, following = (self._buffers[k][name] for k in (turn % 2, 1 - turn % 2))
+            if length:
+                following += turn % length * self._size(base.NEXT + name)
+            self._context.set_tensor_address(base.STATE + name, state)
+            self._context.set_tensor_address(base.NEXT + name, following)
         if not self._context.execute_async_v3(int(self._cuda.stream)):
             raise EngineError('tensorrt failed in a step (see its log)')
         for name in base.OUTPUTS:
@@ -96,28 +103,29 @@ class TensorRtEngine(base.Engine):
         else:
             self._enqueue(self._turn)
         self._cuda.synchronize()
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._graphs)
         return {n: self._host[n].astype(np.float32) for n in base.OUTPUTS}
 
     def warm_up(self) -> None:
-        """Run once in each turn, which lets TensorRT allocate, then record both as CUDA graphs."""
+        """Run twice, which lets TensorRT allocate, then record every turn as a CUDA graph."""
         super().warm_up()
         super().warm_up()
         try:
-            self._graphs = [self._cuda.record(lambda t=t: self._enqueue(t)) for t in (0, 1)]
+            self._graphs = [self._cuda.record(lambda t=t: self._enqueue(t))
+                            for t in range(len(self._graphs))]
         except EngineError as error:  # some layers cannot be captured
-            self._graphs = [None, None]
             _log.warning('no CUDA graph, each step is launched call by call: %s', error)
         self.reset()
 
     def reset(self) -> None:
         """Forget all frames and points."""
-        for name, address in self._buffers[self._turn].items():
+        self._turn = 0
+        for name, address in self._buffers[0].items():
             self._cuda.zero(address, self._size(base.STATE + name))
         self._cuda.synchronize()
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._graphs = [None, None]
+        self._graphs = [None] * len(self._graphs)
         self._context = self._engine = None
         self._cuda.close()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cotracker_ros.model.cotracker import Tracks
+from cotracker_ros.model.step import Step
 
 
 @dataclass(frozen=True)
@@ -444,10 +445,10 @@ class RealtimeTracker(nn.Module):
         return Tracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
 
 
-class RealtimeStep(nn.Module):
-    """The tracker as a pure function of a frame and a state: (outputs, next_state) =
-    step(inputs, state).
-    """
+class RealtimeStep(Step):
+    """The tracker on a stream, see Step."""
+
+    rings = ('features',)
 
     def __init__(self, model: RealtimeTracker, iterations: int | None = None):
         super().__init__()
@@ -455,14 +456,16 @@ class RealtimeStep(nn.Module):
         self.image_size = model.image_size
         self.window = model.config.window
         self.iterations = iterations or model.config.iterations
+        self.sizes = [tuple(n // s for n in self.image_size) for s in model.config.strides]
 
     def initial_state(self, cameras: int, slots: int) -> dict[str, Tensor]:
         """Zeros: an empty stream."""
-        c, (height, width) = self.model.config, self.image_size
+        c, cells = self.model.config, sum(height * width for height, width in self.sizes)
+        # Half precision is exact enough for unit vectors.
+        ring = torch.zeros(c.window, cameras, cells, c.features, dtype=torch.float16)
         state = {
-            'frame': torch.zeros(
-                1, dtype=torch.int64
-            ),  # frames so far, modulo the window: where the ring is written
+            'frame': torch.zeros(1, dtype=torch.int64),  # row of the ring for the new frame
+            'features': ring,  # of the last frames, for queries of an older one
             'age': torch.zeros(
                 cameras, slots, dtype=torch.int32
             ),  # frames since the point started, at most the window
@@ -477,14 +480,9 @@ class RealtimeStep(nn.Module):
             state[f'past{k}'] = torch.zeros(
                 cameras, slots, c.window - 1, self.model.refiner.cache_width
             )
-        for stride in c.strides:
-            # Features of the last frames, for queries of an older frame; half precision is exact
-            # enough for unit vectors.
-            shape = (c.window, cameras, c.features, height // stride, width // stride)
-            state[f'features{stride}'] = torch.zeros(shape, dtype=torch.float16)
         return state
 
-    def forward(
+    def advance(
         self,
         image: Tensor,
         query_xy: Tensor,
@@ -493,16 +491,19 @@ class RealtimeStep(nn.Module):
         live: Tensor,
         state: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One frame of every camera; shapes as in the design, section 2."""
+        """See Step."""
         c, model = self.model.config, self.model
         features = model.encoder(image.permute(0, 3, 1, 2).float())
-        rings = {}
-        for stride, feature in zip(c.strides, features, strict=True):
-            ring = state[f'features{stride}']
-            rings[stride] = ring.index_copy(0, state['frame'], feature[None].to(ring.dtype))
+        # A row of channels for each cell, all levels in one list: a point is read as a few rows.
+        rows = [feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features]
+        cells = torch.cat(rows, 1)
+        features = [
+            row.transpose(1, 2).unflatten(2, size)
+            for row, size in zip(rows, self.sizes, strict=True)
+        ]
 
         # Start queried points from the frame they were seen in.
-        first = self.describe_past(rings, state['frame'], query_xy, query_age)
+        first = self.describe_past(cells, state, query_xy, query_age)
         template = torch.where(query[..., None, None], first, state['template'])
         recent = torch.where(query[..., None, None], first, state['recent'])
         restart = ~query
@@ -531,12 +532,13 @@ class RealtimeStep(nn.Module):
         visibility, confidence = (
             torch.where(here, 1.0, logit.sigmoid()) for logit in (visibility, confidence)
         )
-        recent = model.remember(recent, model.describe(features, xy), visibility, confidence)
+        recent = model.remember(recent, self.describe(cells, xy), visibility, confidence)
 
         used = live.float()
         xy, visibility, confidence = xy * used[..., None], visibility * used, confidence * used
         following = {
             'frame': (state['frame'] + 1) % c.window,
+            'features': cells[None].half(),
             'age': (age + 1).clamp(max=c.window),
             'xy': xy,
             'velocity': velocity * used[..., None],
@@ -545,41 +547,43 @@ class RealtimeStep(nn.Module):
             'template': template,
             'recent': recent,
             **{f'past{k}': cache for k, cache in enumerate(past)},
-            **{f'features{stride}': ring for stride, ring in rings.items()},
         }
         return {'xy': xy, 'visibility': shown[0], 'confidence': shown[1]}, following
 
-    def describe_past(
-        self, rings: dict[int, Tensor], frame: Tensor, xy: Tensor, age: Tensor
-    ) -> Tensor:
-        """Templates (B, M, levels, C) at xy (B, M, 2) px in the frame `age` (B, M) frames ago.
+    def describe(self, cells: Tensor, xy: Tensor) -> Tensor:
+        """Templates (B, M, levels, C) at xy (B, M, 2) px, from the rows of a frame (B, P, C)."""
+        camera = torch.arange(cells.shape[0], device=xy.device)[:, None]
+        return self.mix(cells.flatten(0, 1), camera, xy)
 
-        Every point has its own frame, so the four neighbours are gathered one by one from the flat
-        ring instead of gathering whole maps for grid_sample.
-        """
-        c, (cameras, slots) = self.model.config, age.shape
-        which = (frame - age.clamp(0, c.window - 1).long()) % c.window
+    def describe_past(self, cells: Tensor, state: dict[str, Tensor], xy: Tensor, age: Tensor):
+        """Templates (B, M, levels, C) at xy (B, M, 2) px in the frame `age` (B, M) frames ago."""
+        cameras = cells.shape[0]
         camera = torch.arange(cameras, device=xy.device)[:, None]
-        channel = torch.arange(c.features, device=xy.device)
-        out = []
-        for stride in c.strides:
-            height, width = (n // stride for n in self.image_size)
-            x = (xy[..., 0] / stride).clamp(0, width - 1)
-            y = (xy[..., 1] / stride).clamp(0, height - 1)
-            x0, y0 = x.floor().clamp(max=width - 2), y.floor().clamp(max=height - 2)
-            base = ((which * cameras + camera)[..., None] * c.features + channel) * (
-                height * width
-            )
-            base = base + (y0 * width + x0).long()[..., None]
-            flat, value = rings[stride].flatten(), 0
-            for dy, wy in ((0, y0 + 1 - y), (1, y - y0)):
-                for dx, wx in ((0, x0 + 1 - x), (1, x - x0)):
-                    corner = flat[(base + dy * width + dx).flatten()].view(
-                        cameras, slots, c.features
-                    )
-                    value = value + corner.float() * (wx * wy)[..., None]
-            out.append(value)
-        return F.normalize(torch.stack(out, 2), dim=-1)
+        row = (state['frame'] - age) % self.window
+        past = self.mix(state['features'].flatten(0, 2), row * cameras + camera, xy)
+        return torch.where((age == 0)[..., None, None], self.describe(cells, xy), past)
+
+    def mix(self, rows: Tensor, frame: Tensor, xy: Tensor) -> Tensor:
+        """Bilinear templates (B, M, levels, C) from rows (frames P, C), `frame` (B, M) of each."""
+
+        def number(values, dtype):
+            return torch.tensor(values, dtype=dtype, device=xy.device)
+
+        widths = number([width for _, width in self.sizes], torch.int64)
+        counts = [height * width for height, width in self.sizes]
+        offsets = number([sum(counts[:k]) for k in range(len(counts))], torch.int64)
+        last = number([(width - 1, height - 1) for height, width in self.sizes], xy.dtype)
+        strides = number(self.model.config.strides, xy.dtype)
+        place = torch.minimum((xy[..., None, :] / strides[:, None]).clamp(min=0), last)
+        corner = torch.minimum(place.floor(), last - 1)  # (B, M, levels, 2)
+        part = place - corner
+        x, y = corner.long().unbind(-1)
+        base = frame[..., None] * sum(counts) + offsets + y * widths + x
+        index = torch.stack([base, base + 1, base + widths, base + widths + 1], -1)
+        (right, down), (left, up) = part.unbind(-1), (1 - part).unbind(-1)
+        weight = torch.stack([left * up, right * up, left * down, right * down], -1)
+        four = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+        return F.normalize((four.to(xy.dtype) * weight[..., None]).sum(-2), dim=-1)
 
 
 def build_realtime(image_size: tuple[int, int] = (320, 512), **changes: Any) -> RealtimeTracker:

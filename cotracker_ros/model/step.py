@@ -5,7 +5,7 @@ every frame, warm-started. What has been found in earlier frames stays as it was
 newest frame is refined, from the last estimate on. So of an earlier frame nothing is needed but
 its track and its correlation, taken when it was newest, once more after its last refinement:
 a correlation at any other place than the track tells the network to move on, frame after frame.
-Feature maps are kept only to start points on earlier frames.
+Feature maps are kept only to start points on earlier frames; nothing shifts them, see `Step`.
 
 Before its start a point has always stood still: all earlier frames of the window hold its
 query's position, correlation and initial logits. A new point thus needs no empty window.
@@ -23,7 +23,62 @@ from cotracker_ros.model.sampling import Read, reader
 State = dict[str, Tensor]
 
 
-def build_step(model: nn.Module, iterations: int) -> nn.Module:
+class Step(nn.Module):
+    """One frame of every camera as a pure function: (outputs, next_state) = step(inputs, state).
+
+    What is kept of whole frames lies in rings (S, B, ...), one row a frame: the newest is written
+    to row `state['frame']`, and no other row is ever moved or copied, which for past feature maps
+    took a tenth of a step and more. `advance` therefore gives of a ring only the new row (1, B,
+    ...), and whoever keeps the state puts it in place; `forward` does so in a copy.
+
+    `image_size` is (H, W) in pixels, `window` S the number of frames that a point is judged on;
+    the largest `query_age` is S - 1.
+    """
+
+    image_size: tuple[int, int]
+    window: int
+    iterations: int
+    rings: tuple[str, ...] = ()  # state tensors with a row for each of the last S frames
+
+    def initial_state(self, cameras: int, slots: int) -> State:
+        """Make the state of an empty stream: zeros, sizes independent of time."""
+        raise NotImplementedError
+
+    def advance(
+        self,
+        image: Tensor,
+        query_xy: Tensor,
+        query: Tensor,
+        query_age: Tensor,
+        live: Tensor,
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        """Track the live slots into a new frame.
+
+        `image` (B, H, W, 3) uint8 RGB; for each slot `query_xy` (B, M, 2) in pixels, `query`
+        (B, M) bool to (re)start it now, `query_age` (B, M) int32 frames since its query was seen,
+        `live` (B, M) bool. Gives xy (B, M, 2) in pixels, visibility and confidence (B, M), all 0
+        in slots that are not live, and the next state, of rings the new row.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        image: Tensor,
+        query_xy: Tensor,
+        query: Tensor,
+        query_age: Tensor,
+        live: Tensor,
+        state: State,
+    ) -> tuple[dict[str, Tensor], State]:
+        """Do as `advance`, but give the next state whole."""
+        outputs, following = self.advance(image, query_xy, query, query_age, live, state)
+        for name in self.rings:
+            following[name] = state[name].index_copy(0, state['frame'], following[name])
+        return outputs, following
+
+
+def build_step(model: nn.Module, iterations: int) -> Step:
     """Make the streaming step of a network; ValueError for one that cannot be streamed."""
     if iterations < 1:
         raise ValueError(f'iterations is {iterations}, it must be at least 1')
@@ -44,12 +99,10 @@ def build_step(model: nn.Module, iterations: int) -> nn.Module:
     return WindowedStep(model, iterations)
 
 
-class WindowedStep(nn.Module):
-    """One frame of every camera: start new points, find all live ones, shift the window.
+class WindowedStep(Step):
+    """Start new points, find all live ones, shift the window."""
 
-    `image_size` is (H, W) in pixels, `window` S the number of frames that a point is judged on;
-    the largest `query_age` is S - 1.
-    """
+    rings = ('features',)
 
     def __init__(self, model: CoTracker, iterations: int) -> None:
         super().__init__()
@@ -65,21 +118,22 @@ class WindowedStep(nn.Module):
 
     def initial_state(self, cameras: int, slots: int) -> State:
         """Make the state of an empty stream: zeros, sizes independent of time."""
-        update, layout, past = self.model.update, self.model.layout, self.window - 1
-        channels = self.model.config.channels
+        update, past = self.model.update, self.window - 1
+        rows, channels = self.model.layout.rows, self.model.config.channels
 
         def zeros(*shape: int, dtype: torch.dtype = self.time.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.time.device)
 
         return {
-            'features': zeros(cameras, past, layout.rows, channels, dtype=torch.float16),
+            'frame': zeros(1, dtype=torch.int64),  # row of the ring that the new frame is put in
+            'features': zeros(self.window, cameras, rows, channels, dtype=torch.float16),
             'template': zeros(cameras, slots, *update.template_shape),
             'xy': zeros(cameras, slots, past, 2),
             'logits': zeros(cameras, slots, past, update.logits),
             'correlation': zeros(cameras, slots, past, update.correlation.size),
         }
 
-    def forward(
+    def advance(
         self,
         image: Tensor,
         query_xy: Tensor,
@@ -88,13 +142,7 @@ class WindowedStep(nn.Module):
         live: Tensor,
         state: State,
     ) -> tuple[dict[str, Tensor], State]:
-        """Track the live slots into a new frame.
-
-        `image` (B, H, W, 3) uint8 RGB; for each slot `query_xy` (B, M, 2) in pixels, `query`
-        (B, M) bool to (re)start it now, `query_age` (B, M) int32 frames since its query was seen,
-        `live` (B, M) bool. Gives xy (B, M, 2) in pixels, visibility and confidence (B, M), all 0
-        in slots that are not live, and the next state.
-        """
+        """See Step."""
         model, update = self.model, self.model.update
         fresh = model.encode_together(image.permute(0, 3, 1, 2))
         cameras = torch.arange(fresh.shape[0], device=fresh.device, dtype=torch.int32)[:, None]
@@ -102,7 +150,7 @@ class WindowedStep(nn.Module):
         # What is read only where a slot is queried may hold anything elsewhere, also NaN.
         age = torch.where(query, query_age, 0)
         query_xy = where_points(query, query_xy / model.config.stride, 0)
-        read = self._reader_at(age, cameras, fresh, state['features'])
+        read = self._reader_at(age, cameras, fresh, state)
         patches = model.patches(read, query_xy)
         template = where_points(query, update.template(patches), state['template'])
         still = query_xy[:, :, None]
@@ -137,7 +185,8 @@ class WindowedStep(nn.Module):
         }
         estimate = past.followed_by(newest).over(slice(1, None))
         following = {
-            'features': torch.cat([state['features'][:, 1:], fresh[:, None].half()], dim=1),
+            'frame': (state['frame'] + 1) % self.window,
+            'features': fresh[None].half(),
             'template': template,
             # Unused slots go on computing; emptied, they cannot drift to numbers that overflow.
             'xy': where_points(live, estimate.xy, 0),
@@ -146,11 +195,11 @@ class WindowedStep(nn.Module):
         }
         return outputs, following
 
-    def _reader_at(self, age: Tensor, cameras: Tensor, fresh: Tensor, past: Tensor) -> Read:
+    def _reader_at(self, age: Tensor, cameras: Tensor, fresh: Tensor, state: State) -> Read:
         """Read pyramids as they were `age` (B, M) frames ago."""
-        stored = self.window - 1
+        row = (state['frame'].int() - age) % self.window
         now = reader(fresh, cameras)
-        then = reader(past.flatten(0, 1), cameras * stored + (stored - age).clamp(0, stored - 1))
+        then = reader(state['features'].flatten(0, 1), row * fresh.shape[0] + cameras)
         return lambda index: torch.where(
             (age == 0)[..., None, None], now(index), then(index).to(fresh.dtype)
         )
