@@ -132,12 +132,14 @@ class UpdateTransformer(nn.Module):
         """
         batch, count, frames, _ = tokens.shape
         x = self.input(tokens)
-        if self.virtual is not None:
-            x = torch.cat([x, self.virtual.expand(batch, -1, frames, -1)], dim=1)
-        for time, space in zip(self.time, self.space, strict=True):
+        for depth, (time, space) in enumerate(zip(self.time, self.space, strict=True)):
             if time is self.time[-1]:
                 frames = wanted or frames
             x = time(x.flatten(0, 1), wanted=frames).unflatten(0, (batch, -1))
+            if self.virtual is not None and depth == 0:
+                # Until they have looked at points, virtual tracks are the same in all frames.
+                virtual = time(self.virtual[0]).expand(batch, -1, frames, -1)
+                x = torch.cat([x, virtual], dim=1)
             rows = None if shown is None else shown[:, None].expand(-1, frames, -1).flatten(0, 1)
             x = space(x.transpose(1, 2).flatten(0, 1), count, rows)
             x = x.unflatten(0, (batch, frames)).transpose(1, 2)
