@@ -3,9 +3,10 @@ r"""Measure how fast and how large every engine on this computer is; write docs/
     python export/benchmark.py cotracker_ros/weights/realtime.onnx cotracker3.onnx
 
 Each engine, precision and number of points runs in a process of its own, so that its peak memory
-is its own, one after the other. As the speed of a computer varies with what else it does, a fixed
-product of matrices is timed before every run: the share of that peak is comparable, milliseconds
-are as much as the load average beside them allows.
+is its own, one after the other. As the speed of computers differs, and of one varies with what
+else it does, every time is also given in units of a fixed reference measured beside it: the
+published CoTracker 3 encoder alone, one frame of 384 x 512 in torch, in the engine's precision.
+A checkpoint in place of an .onnx file is measured in torch.
 """
 
 import argparse
@@ -23,13 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cotracker_ros.engines import EngineError, default_threads, load, read_metadata
+from cotracker_ros.engines import ENGINES, EngineError, default_threads, load, read_metadata
 from cotracker_ros.engines.onnxruntime_engine import TYPES
 from export.stream import scripted_stream
 from export.verify import candidates
 
 POINTS = (16, 64, 256, 1024)
-SECONDS = 5.0  # of measuring for each row, after the warm-up
+SECONDS = 8.0  # of measuring for each row, after the warm-up
+GPU_COUNTS = (64, 256, 1024)  # for which the page has rows even where no GPU was at hand
 BEGIN, END = '<!-- engines: written by export/benchmark.py -->', '<!-- /engines -->'
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 
@@ -62,6 +64,31 @@ def gflop(model: Path, points: int, cameras: int = 1) -> float:
         elif about['op_name'] in ('MatMul', 'FusedMatMul', 'Gemm', 'FusedGemm'):
             total += 2 * np.prod(outputs[0]) * inputs[0][-1]
     return float(total) / 1e9
+
+
+def reference_ms(form: str, threads: int) -> float:
+    """Median time of the published-size encoder alone in torch, 'f32' or 'bf16', for one frame."""
+    import torch
+
+    from cotracker_ros.model.encoder import Encoder
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    kind = {'f32': torch.float32, 'bf16': torch.bfloat16}[form]
+    encoder = Encoder(channels=128, stride=4).eval().to(kind)
+    frame = torch.rand(1, 3, 384, 512).to(kind)
+    times = []
+    with torch.inference_mode():
+        for _ in range(7):
+            start = time.perf_counter()
+            encoder(frame)
+            times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times[1:]))
+
+
+def references(threads: int) -> dict[str, float]:
+    """`reference_ms` in float32, and in bfloat16 where this CPU computes in it."""
+    forms = ['f32', 'bf16'] if {'avx512_bf16', 'amx_bf16'} & cpu_flags() else ['f32']
+    return {form: reference_ms(form, threads) for form in forms}
 
 
 def peak_gflops(threads: int) -> float:
@@ -114,37 +141,104 @@ def measure(path: Path, name: str, points: int) -> dict:
     return row
 
 
+def engines_for(model: Path) -> list[tuple[str, Path]]:
+    """Names of the engines that could run a file, and the file each of them takes."""
+    if model.suffix == '.onnx':
+        return list(candidates(model))
+    return [(name, model) for name in ENGINES if name.startswith('torch')]
+
+
 def rows_of(model: Path, counts: list[int]) -> list[dict]:
-    """Measure all engines and points for one file, each in a new process."""
+    """Measure all engines and points for one file, each in a new process; the reference beside
+    every number of points.
+    """
     rows, gone = [], set()
     for points in counts:
-        work = gflop(model, points)
-        for name, path in candidates(model):
+        work = gflop(model, points) if model.suffix == '.onnx' else None
+        unit = _in_new_process('--reference')
+        for name, path in engines_for(model):
             if name in gone:
                 continue
-            row_of = [sys.executable, __file__, '--row', str(path), name, str(points)]
-            done = subprocess.run(row_of, capture_output=True, text=True)
-            if done.returncode:
-                print(f'{model.name} {name} {points}: {done.stderr.strip().splitlines()[-1:]}')
+            try:
+                row = _in_new_process('--row', str(path), name, str(points))
+            except EngineError as error:
+                print(f'{model.name} {name} {points}: {error}')
                 gone.add(name)
                 continue
-            row = json.loads(done.stdout.splitlines()[-1])
-            row |= {'model': model.stem, 'engine': name, 'points': points, 'gflop': work}
-            print(f'{model.stem} {name} {points}: p50 {row["p50"]:.1f} ms', flush=True)
+            of = unit['bf16' if row['precision'] == 'bf16' else 'f32']
+            row |= {'model': model.stem, 'engine': name, 'points': points, 'gflop': work,
+                    'reference': of}
+            print(f'{model.stem} {name} {points}: p50 {row["p50"]:.1f} ms, '
+                  f'{row["p50"] / of:.2f} of the reference ({of:.1f} ms)', flush=True)
             rows.append(row)
     return rows
 
 
+def _in_new_process(*arguments: str) -> dict:
+    """What this file prints as its last line, called with these arguments; EngineError if none."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise EngineError((done.stderr.strip().splitlines() or ['it ended without a word'])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
-    lines = ['| model | engine | points | p50 ms | p95 | p99 | least | CPU ms | frames/s | '
-             'memory MB | GFLOP | of fp32 peak | load |', '|' + '---|' * 13]
+    """The rows as Markdown. A quantile that too few steps were measured for is left out."""
+    lines = ['| model | engine | points | p50 ms | p95 | p99 | least | x reference | frames/s | '
+             'CPU ms | memory MB | GFLOP | of fp32 peak | steps | load |', '|' + '---|' * 15]
     for r in rows:
-        share = r['gflop'] / r['p50'] * 1e3 / r['peak']
+        p95, p99 = (f'{r[q]:.1f}' if r['steps'] >= least else ''
+                    for q, least in (('p95', 20), ('p99', 100)))
+        work = share = ''
+        if r['gflop'] is not None:
+            work, share = f'{r["gflop"]:.1f}', f'{r["gflop"] / r["p50"] * 1e3 / r["peak"]:.0%}'
         lines.append(
-            f'| {r["model"]} | {r["engine"]} | {r["points"]} | {r["p50"]:.1f} | {r["p95"]:.1f} | '
-            f'{r["p99"]:.1f} | {r["least"]:.1f} | {r["cpu"]:.1f} | {1e3 / r["p50"]:.1f} | '
-            f'{r["memory"]:.0f} | {r["gflop"]:.1f} | {share:.0%} | {r["load"]:.1f} |')
+            f'| {r["model"]} | {r["engine"]} | {r["points"]} | {r["p50"]:.1f} | {p95} | {p99} | '
+            f'{r["least"]:.1f} | {r["p50"] / r["reference"]:.3f} | {1e3 / r["p50"]:.1f} | '
+            f'{r["cpu"]:.1f} | {r["memory"]:.0f} | {work} | {share} | {r["steps"]} | '
+            f'{r["load"]:.1f} |')
+    return '\n'.join(lines)
+
+
+def growth(rows: list[dict]) -> list[dict]:
+    """How the cost grows with the points, for each model and engine of at least three counts.
+
+    `fixed` ms and `slope` ms a point of a straight line through p50, and the `exponent` of the
+    steepest rise from one count to the next, p50 ~ points^exponent: linear growth is 1.
+    """
+    found = []
+    for key in dict.fromkeys((r['model'], r['engine']) for r in rows):
+        mine = sorted((r['points'], r['p50']) for r in rows if (r['model'], r['engine']) == key)
+        if len(mine) < 3:
+            continue
+        points, times = np.array(mine).T
+        slope, fixed = np.polyfit(points, times, 1)
+        rise = np.diff(np.log(times)) / np.diff(np.log(points))
+        found.append({'model': key[0], 'engine': key[1], 'fixed': float(fixed),
+                      'slope': float(slope), 'exponent': float(rise.max())})
+    return found
+
+
+def growth_table(rows: list[dict]) -> str:
+    """`growth` as Markdown, with the verdict."""
+    lines = ['| model | engine | fixed ms | ms a point | steepest exponent | at most linear |',
+             '|' + '---|' * 6]
+    for g in growth(rows):
+        lines.append(f'| {g["model"]} | {g["engine"]} | {g["fixed"]:.1f} | {g["slope"]:.4f} | '
+                     f'{g["exponent"]:.2f} | {"yes" if g["exponent"] <= 1 else "**no**"} |')
+    return '\n'.join(lines)
+
+
+def gpu_table(rows: list[dict]) -> str:
+    """The rows measured on a GPU; where there are none, empty ones that say so."""
+    mine = [r for r in rows if r['device'].startswith('cuda')]
+    if mine:
+        return table(mine)
+    lines = ['No GPU was at hand; what a run of this script there fills in:', '',
+             '| model | engine | precision | points | p50 ms | frames/s |', '|' + '---|' * 6]
+    lines += [f'| cotracker3_online | {name} | {form} | {points} | | |'
+              for name in ('torch:cuda-graph', 'onnxruntime:cuda') for form in ('fp32', 'half')
+              for points in GPU_COUNTS]
     return '\n'.join(lines)
 
 
@@ -169,30 +263,48 @@ def plot(rows: list[dict], output: Path) -> None:
     figure.savefig(output, dpi=120)
 
 
+def cpu_flags() -> set[str]:
+    """What the processor says it can do; empty where the system does not tell."""
+    info = Path('/proc/cpuinfo')
+    text = info.read_text() if info.exists() else ''
+    return set(next((li for li in text.splitlines() if li.startswith('flags')), '').split())
+
+
 def machine() -> str:
     """Processor and cores, in words."""
     name = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists():
-        text = info.read_text()
-        name = next((li.split(':')[1].strip() for li in text.splitlines()
+        name = next((li.split(':')[1].strip() for li in info.read_text().splitlines()
                      if li.startswith('model name')), name)
-        flags = [f for f in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if f' {f}' in text]
-        name += f' ({", ".join(flags)})' if flags else ''
-    return f'{name}, {default_threads()} threads used, Python {platform.python_version()}'
+    told = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
+    flags = ', '.join(f if f in cpu_flags() else f'no {f}' for f in told)
+    return (f'{name} ({flags}), {default_threads()} threads used, '
+            f'Python {platform.python_version()}')
 
 
 def write(rows: list[dict], path: Path) -> None:
     """Replace our section of the page, which others write to as well."""
+    units = {name: [r['reference'] for r in rows if (r['precision'] == 'bf16') == (name == 'bf16')]
+             for name in ('fp32', 'bf16')}
+    told = ', '.join(f'{np.median(u):.1f} ms in {n} ({min(u):.1f} to {max(u):.1f})'
+                     for n, u in units.items() if u)
+    peak = float(np.median([r['peak'] for r in rows]))
     section = '\n'.join([
         BEGIN, '## A step of each engine', '', f'{machine()}.', '',
-        'All points live, none added during the measurement; a fresh process for each row. GFLOP '
+        'All points live, none added during the measurement; a fresh process for each row; '
+        f'{SECONDS:.0f} s a row, at least 5 steps; quantiles only where there are steps enough. '
+        f'The reference, the published CoTracker 3 encoder alone (384 x 512, torch): {told}; it '
+        'was measured again beside every number of points, and the ratio is to that one. GFLOP '
         'counts convolutions and products. "Of fp32 peak": against a 1024 x 1024 product of '
-        'matrices in ONNX Runtime, timed just before; bf16 may exceed 100 %. "Load" is the load '
-        'average then: where it is above the number of threads, other programs were running; then '
-        '"least" and "CPU" (processor time of all threads a step) say more than p50.', '',
-        table(rows), '',
-        '![time of a step against points](benchmarks.png)', '', END])
+        f'matrices in ONNX Runtime, timed just before each row (median {peak:.0f} GFLOP/s); bf16 '
+        'may exceed 100 %. "Load" is the load average then: where it is above the number of '
+        'threads, other programs were running; then "least" and "CPU" (processor time of all '
+        'threads a step) say more than p50.', '',
+        table([r for r in rows if r['device'] == 'cpu']), '',
+        '### Cost against points', '', growth_table(rows), '',
+        '![time of a step against points](benchmarks.png)', '',
+        '### On a GPU', '', gpu_table(rows), '', END])
     text = path.read_text() if path.exists() else '# Benchmarks\n'
     if BEGIN in text:
         head, rest = text.split(BEGIN)
@@ -205,24 +317,32 @@ def write(rows: list[dict], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('models', type=Path, nargs='*', help='.onnx files')
+    parser.add_argument('models', type=Path, nargs='*', help='.onnx files, or checkpoints')
     parser.add_argument('--output', type=Path, default=DOCS / 'benchmarks.md')
     parser.add_argument('--points', type=int, nargs='+', default=list(POINTS))
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument('--reference', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.row:
         peak, load_average = peak_gflops(default_threads()), os.getloadavg()[0]
         row = measure(Path(args.row[0]), args.row[1], int(args.row[2]))
         print(json.dumps(row | {'peak': peak, 'load': load_average}))
         return 0
-    rows = []
-    for model in args.models:
-        try:
-            read_metadata(model)
-        except EngineError as error:
-            print(error, file=sys.stderr)
-            return 1
-        rows += rows_of(model, args.points)
+    if args.reference:
+        print(json.dumps(references(default_threads())))
+        return 0
+    try:
+        for model in args.models:
+            if model.suffix == '.onnx':
+                read_metadata(model)
+            elif not model.is_file():
+                raise EngineError(f'{model}: no such model file')
+        rows = [row for model in args.models for row in rows_of(model, args.points)]
+        if not rows:
+            raise EngineError('nothing was measured: name .onnx files that an engine here runs')
+    except EngineError as error:
+        print(error, file=sys.stderr)
+        return 1
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write(rows, args.output)
     plot(rows, args.output.with_suffix('.png'))

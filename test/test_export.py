@@ -236,6 +236,13 @@ def test_verify_wants_the_weights_of_the_file(exported, checkpoint, capsys):
     assert 'was not exported from the weights in' in capsys.readouterr().err
 
 
+def bench_row(**values):
+    row = {'model': 'm', 'engine': 'e', 'points': 4, 'p50': 10.0, 'p95': 11.0, 'p99': 12.0,
+           'least': 9.0, 'cpu': 18.0, 'steps': 50, 'memory': 60.0, 'threads': 2, 'gflop': 1.0,
+           'precision': 'f32', 'device': 'cpu', 'reference': 200.0, 'peak': 90.0, 'load': 1.0}
+    return row | values
+
+
 def test_the_benchmark_keeps_what_others_wrote(exported, monkeypatch, tmp_path):
     pytest.importorskip('matplotlib')
     monkeypatch.setattr(benchmark, 'SECONDS', 0)
@@ -243,12 +250,44 @@ def test_the_benchmark_keeps_what_others_wrote(exported, monkeypatch, tmp_path):
     assert 0 < row['least'] <= row['p50'] <= row['p99'] and row['steps'] == 5
     work = benchmark.gflop(exported, 4)
     assert 0.05 < work < benchmark.gflop(exported, 64)
-    row |= {'model': 'm', 'engine': 'e', 'points': 4, 'gflop': work, 'peak': 9, 'load': 1}
+    row = bench_row(**row, gflop=work)
     page = tmp_path / 'b.md'
     page.write_text('# Mine\n')
     for _ in range(2):
         benchmark.write([row], page)
     text = page.read_text()
     assert text.startswith('# Mine') and text.count('| m | e | 4 |') == 1
+    assert 'No GPU was at hand' in text and '200.0 ms in fp32' in text
     benchmark.plot([row], tmp_path / 'b.png')
     assert (tmp_path / 'b.png').stat().st_size > 1000
+
+
+def test_quantiles_want_steps_and_gpu_rows_a_table_of_their_own(tmp_path):
+    few, many = (benchmark.table([bench_row(steps=n)]).splitlines()[-1] for n in (7, 100))
+    assert few.startswith('| m | e | 4 | 10.0 |  |  | 9.0 | 0.050 | 100.0 |')
+    assert many.startswith('| m | e | 4 | 10.0 | 11.0 | 12.0 | 9.0 |')
+    benchmark.write([bench_row(), bench_row(engine='g', device='cuda:0')], tmp_path / 'b.md')
+    cpu, gpu = (tmp_path / 'b.md').read_text().split('### On a GPU')
+    assert '| m | g |' in gpu and '| m | g |' not in cpu and 'No GPU' not in gpu
+
+
+@pytest.mark.parametrize('cost, exponent', [(lambda n: 5 + 0.1 * n, 0.906),
+                                            (lambda n: 0.01 * n**1.5, 1.5)])
+def test_growth_with_points(cost, exponent):
+    rows = [bench_row(points=n, p50=cost(n)) for n in benchmark.POINTS]
+    (found,) = benchmark.growth(rows)
+    assert found['exponent'] == pytest.approx(exponent, abs=0.03)
+    if exponent < 1:
+        assert found['fixed'] == pytest.approx(5) and found['slope'] == pytest.approx(0.1)
+    assert benchmark.growth_table(rows).endswith('yes |' if exponent < 1 else '**no** |')
+    assert benchmark.growth(rows[:2]) == []
+
+
+def test_the_benchmark_of_nothing_is_refused(tmp_path, capsys):
+    (tmp_path / 'text.onnx').write_text('no model')
+    for files, message in (([], 'nothing was measured'), (['gone.onnx'], 'no such model file'),
+                           (['gone.pth'], 'no such model file'), (['text.onnx'], 'not an ONNX')):
+        options = ['--output', str(tmp_path / 'b.md')]
+        assert benchmark.main([*(str(tmp_path / f) for f in files), *options]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / 'b.md').exists()
