@@ -11,6 +11,7 @@ from golden_rule import FAMILY, KEYS, published_state  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
+from cotracker_ros.model.checkpoint import notes  # noqa: E402
 
 FILES = {
     'cotracker1': 'cotracker_stride_4_wind_8.pth',
@@ -98,6 +99,17 @@ def test_unreadable_files_are_refused(tmp_path):
         load_checkpoint(tmp_path / 'folder.pth')
 
 
+@pytest.mark.parametrize('name', ['cotracker1', 'cotracker3_online'])
+def test_what_the_keys_do_not_tell_may_be_noted_in_the_file(name, tmp_path):
+    model = build_model(name, (64, 96), window=12)
+    path = tmp_path / 'mine.safetensors'
+    save_file(model.state_dict(), path, metadata=notes(model))
+    assert load_checkpoint(path, (64, 96)).config == model.config
+    save_file(model.state_dict(), path, metadata={'window': 'many'})
+    with pytest.raises(ValueError, match='cannot be told; name the file like'):
+        load_checkpoint(path, (64, 96))
+
+
 class Hostile:
     """Runs code where it is unpickled freely."""
 
@@ -107,7 +119,7 @@ class Hostile:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({'model': Hostile()}, tmp_path / 'hostile.pth')
-    assert_refused(tmp_path / 'hostile.pth', 'no readable checkpoint')
+    assert_refused(tmp_path / 'hostile.pth', r'never loaded because it could run code$')
 
 
 def test_other_networks_and_wrong_keys_are_refused(tmp_path):

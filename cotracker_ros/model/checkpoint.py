@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -64,13 +64,14 @@ def build_model(name: str, image_size: tuple[int, int] | None = None, **changes:
 def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Load a network, in evaluation mode, from a .pth, .pt or .safetensors file.
 
-    Version and window are read off the keys and shapes; CoTracker 1 tells its stride and window
-    only in the file name (cotracker_stride_4_wind_8.pth). `image_size` as for `build_model`.
+    Version and window are read off the keys and shapes. What these do not tell, the window and
+    stride of files without time tables, is taken from the metadata `notes` wrote, or from the file
+    name (cotracker_stride_4_wind_8.pth). `image_size` as for `build_model`.
     Raises FileNotFoundError, or ValueError saying what is wrong with the file.
     """
     path = Path(path)
     state = model_state(read_state(path))
-    model = _model_of(state, path.name, image_size)
+    model = _model_of(state, path, image_size)
     expected = model.state_dict()
     reshaped = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     problems = {
@@ -85,6 +86,13 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
     return model.eval()
 
 
+def notes(model: nn.Module) -> dict[str, str]:
+    """Metadata for a .safetensors file of a model, with which it loads under any name."""
+    if not isinstance(model, CoTracker):
+        return {}
+    return {'window': str(model.config.window), 'stride': str(model.config.stride)}
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without running code from it."""
     if not path.is_file():
@@ -94,7 +102,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path.name} is no readable checkpoint: it is damaged, or holds more than tensors,'
+            ' which is never loaded because it could run code'
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).partition('\n')[0]
         raise ValueError(f'{path.name} is no readable checkpoint ({reason})') from error
     state = state.get('model', state) if isinstance(state, dict) else state
@@ -124,12 +137,13 @@ def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _model_of(state: dict[str, Tensor], file: str, size: tuple[int, int] | None) -> nn.Module:
-    """Build the network that these keys and shapes, and this file name, belong to."""
+def _model_of(state: dict[str, Tensor], path: Path, size: tuple[int, int] | None) -> nn.Module:
+    """Build the network that these keys and shapes, and this file, belong to."""
+    file = path.name
     if any(key.startswith('refiner.') for key in state):
         return build_model('realtime', size)
     table = state.get('time_emb')
-    window = table.shape[1] if table is not None and table.ndim == 3 else _number(file, 'wind')
+    window = table.shape[1] if table is not None and table.ndim == 3 else _noted(path, 'window')
     changes: dict[str, Any] = {'window': window}
     if 'update.correlation.mlp.fc1.weight' in state:
         name = 'cotracker3_offline' if (window or 0) > ONLINE_FRAMES else 'cotracker3_online'
@@ -137,7 +151,7 @@ def _model_of(state: dict[str, Tensor], file: str, size: tuple[int, int] | None)
         name = 'cotracker2'
     elif 'update.feature.weight' in state:
         name = 'cotracker1'
-        changes['stride'] = _number(file, 'stride')
+        changes['stride'] = _noted(path, 'stride')
     else:
         raise ValueError(f'{file} is no checkpoint of a known network; it holds {_some(state)}')
     untold = [key for key, value in changes.items() if value is None]
@@ -149,9 +163,15 @@ def _model_of(state: dict[str, Tensor], file: str, size: tuple[int, int] | None)
     return build_model(name, size, **changes)
 
 
-def _number(file: str, name: str) -> int | None:
-    """Read the number after a word in a file name, as wind_8."""
-    found = re.search(rf'{name}_(\d+)', file)
+def _noted(path: Path, what: str) -> int | None:
+    """Read 'window' or 'stride' from a file's metadata, else off its name, as in wind_8."""
+    if path.suffix == '.safetensors':
+        with safe_open(path, 'pt') as file:
+            noted = (file.metadata() or {}).get(what, '')
+        if noted.isdecimal():
+            return int(noted)
+    word = {'window': 'wind'}.get(what, what)
+    found = re.search(rf'{word}_(\d+)', path.name)
     return int(found[1]) if found else None
 
 
