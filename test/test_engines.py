@@ -1,7 +1,9 @@
 """Every installed engine over one contract, and every way a model file can be wrong."""
 
+import contextlib
 import json
 import sys
+import types
 
 import numpy as np
 import onnx
@@ -170,11 +172,75 @@ def test_the_torch_engine_runs_a_checkpoint(tmp_path, monkeypatch):
     out = engine.step(given)
     np.testing.assert_array_equal(out['xy'], given['query_xy'] * given['live'][..., None])
     if not torch.cuda.is_available():
-        refused('torch sees no CUDA device', path, 'torch:cuda')
+        for name in ('torch:cuda', 'torch:cuda-graph'):
+            refused('torch sees no CUDA device', path, name)
     path.write_bytes(path.read_bytes()[:1000])
     refused(r'own\.safetensors', path)
     monkeypatch.setitem(sys.modules, 'torch', None)
     refused('engine torch is not installed: pip install', path)
+
+
+class StandInCuda:
+    """Of torch.cuda what recording calls; a graph does over again what was recorded."""
+
+    Stream = staticmethod(lambda: StandInCuda())
+    current_stream = Stream
+
+    def __init__(self, engine=None, fails=False):
+        self.engine, self.fails, self.replays = engine, fails, 0
+
+    def wait_stream(self, other):
+        pass
+
+    def stream(self, other):
+        return contextlib.nullcontext()
+
+    graph = stream
+
+    def CUDAGraph(self):
+        if self.fails:
+            raise RuntimeError('operation not permitted when stream is capturing')
+        return self
+
+    def replay(self):
+        self.replays += 1
+        for name, value in self.engine._work().items():
+            self.engine._shown[name].copy_(value)
+
+
+def test_a_recorded_torch_step_is_the_step():
+    torch = pytest.importorskip('torch')
+    from cotracker_ros.engines.torch_engine import TorchEngine, constants_made_once, describe
+    from cotracker_ros.model import build_model
+    from cotracker_ros.model.step import build_step
+    torch.manual_seed(0)
+    network = build_model('realtime', (64, 96)).eval()
+    step = build_step(network, 1)
+    meta = metadata.Metadata(**describe(network, step))
+    plain, recorded = (TorchEngine(step, meta, 'cpu', 1, 3, 1, r) for r in (False, True))
+    cuda = StandInCuda(recorded)
+    recorded._torch = types.SimpleNamespace(
+        cuda=cuda, inference_mode=torch.inference_mode, tensor=torch.tensor)
+    for engine in (plain, recorded):
+        engine.warm_up()
+    rng = np.random.default_rng(2)
+    for _ in range(2):
+        for _ in range(10):
+            given = inputs(1, 3, rng, image=rng.integers(0, 255, (1, 64, 96, 3), np.uint8))
+            got, want = recorded.step(given), plain.step(given)
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name])
+        plain.reset()
+        recorded.reset()
+    assert cuda.replays == 20
+    recorded._torch.cuda = StandInCuda(fails=True)
+    with pytest.raises(EngineError, match=r'could not record .* use engine torch:cuda'):
+        recorded.warm_up()
+    with constants_made_once():
+        x = torch.zeros(2)
+        assert x.new_tensor([1, 2]) is x.new_tensor([1, 2])
+        assert x.new_tensor([1, 2]) is not x.double().new_tensor([1, 2])
+        assert torch.tensor([3], dtype=torch.int32) is not torch.tensor([3])
 
 
 @pytest.mark.parametrize('variant', ['cuda', 'tensorrt'])

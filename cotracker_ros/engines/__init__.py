@@ -10,7 +10,7 @@ __all__ = ['ENGINES', 'Engine', 'EngineError', 'Metadata', 'default_threads', 'l
 
 # What the parameter `engine` may say beside 'auto'; the first is the default of its runtime.
 ENGINES = ('onnxruntime', 'onnxruntime:cuda', 'onnxruntime:tensorrt', 'openvino', 'openvino:bf16',
-           'tensorrt', 'torch', 'torch:cuda')
+           'tensorrt', 'torch', 'torch:cuda', 'torch:cuda-graph')
 MAX_SLOTS = 16384  # more is a mistake of the caller: attention alone would take minutes a frame
 
 _WEIGHTS = Path(__file__).parent.parent / 'weights'

@@ -11,12 +11,16 @@ from cotracker_ros.engines.metadata import FORMAT, EngineError, Metadata
 
 
 class TorchEngine(base.Engine):
-    """Runs a step module (see model.step) and keeps its state as tensors on `device`."""
+    """Runs a step (see model.step) on inputs and a state that stay where they are, so that on a
+    GPU the whole of it can be recorded once, as a CUDA graph, and repeated.
+
+    `device` is 'cpu' or 'cuda'.
+    """
 
     name = 'torch'
 
     def __init__(self, step, metadata: Metadata, device: str, cameras: int, slots: int,
-                 threads: int) -> None:
+                 threads: int, recorded: bool = False) -> None:
         import torch
         super().__init__(metadata, cameras, slots, threads or base.default_threads())
         if device == 'cuda' and not torch.cuda.is_available():
@@ -26,22 +30,98 @@ class TorchEngine(base.Engine):
         self.precision = 'f32'
         self._torch = torch
         self._step_module = step.eval().to(device)
-        self.reset()
+        self._given = {n: torch.tensor(np.zeros(*what), device=device)
+                       for n, what in self._inputs.items()}
+        state = step.initial_state(cameras, slots)
+        self._state = {n: v.to(device) for n, v in state.items()}
+        self._recorded = recorded
+        self._graph = self._shown = None
+
+    def _work(self) -> dict:
+        """One step on the tensors that stay: state is written in place, of rings one row."""
+        outputs, following = self._step_module.advance(*self._given.values(), self._state)
+        for name in self._step_module.rings:
+            row = following.pop(name)
+            self._state[name].index_copy_(0, self._state['frame'], row)
+        for name, value in following.items():
+            self._state[name].copy_(value)
+        return outputs
 
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch = self._torch
         with torch.inference_mode():
-            tensors = [torch.tensor(inputs[n], device=self.device) for n in self._inputs]
+            for name, tensor in self._given.items():
+                tensor.copy_(torch.tensor(inputs[name]))
             try:
-                outputs, self._state = self._step_module(*tensors, self._state)
+                if self._graph is not None:
+                    self._graph.replay()
+                    outputs = self._shown
+                else:
+                    outputs = self._work()
             except RuntimeError as error:
                 raise EngineError(f'torch failed in a step: {error}') from error
             return {n: outputs[n].float().cpu().numpy() for n in base.OUTPUTS}
 
+    def warm_up(self) -> None:
+        """Run once, which lets the libraries allocate, then record the step where that is asked
+        for.
+        """
+        super().warm_up()
+        if not self._recorded:
+            return
+        cuda = self._torch.cuda
+        try:
+            with self._torch.inference_mode(), constants_made_once():
+                other = cuda.Stream()  # what is recorded must have run on another stream before
+                other.wait_stream(cuda.current_stream())
+                with cuda.stream(other):
+                    self._work()
+                cuda.current_stream().wait_stream(other)
+                graph = cuda.CUDAGraph()
+                with cuda.graph(graph):
+                    self._shown = self._work()
+        except RuntimeError as error:
+            raise EngineError(f'torch could not record this step as a CUDA graph ({error}); '
+                              'use engine torch:cuda') from error
+        self._graph = graph
+        self.reset()
+
     def reset(self) -> None:
         """Forget all frames and points."""
-        state = self._step_module.initial_state(self.cameras, self.slots)
-        self._state = {n: v.to(self.device) for n, v in state.items()}
+        for tensor in self._state.values():
+            tensor.zero_()
+
+    def close(self) -> None:
+        """Free the graph and what it holds."""
+        self._graph = self._shown = None
+
+
+def constants_made_once():
+    """A context in which tensors made of the same numbers are one tensor: copying numbers to a
+    GPU cannot be recorded, so that a first run must have left them there.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Constants(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.made = {}
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if func is torch.tensor:
+                numbers, of = args[0], None
+            elif func is torch.Tensor.new_tensor:
+                numbers, of = args[1], (args[0].dtype, args[0].device)
+            else:
+                return func(*args, **kwargs)
+            key = repr((numbers, of, sorted(kwargs.items(), key=str)))
+            if key not in self.made:
+                self.made[key] = func(*args, **kwargs)
+            return self.made[key]
+
+    return Constants()
 
 
 def load_checkpoint_engine(path: Path, device: str, cameras: int, slots: int,
@@ -60,7 +140,10 @@ def load_checkpoint_engine(path: Path, device: str, cameras: int, slots: int,
         step = build_step(model, getattr(model.config, 'iterations', 1))
     except ValueError as error:
         raise EngineError(f'{path}: {error}') from error
-    return TorchEngine(step, Metadata(**describe(model, step)), device, cameras, slots, threads)
+    metadata = Metadata(**describe(model, step))
+    recorded = device == 'cuda-graph'
+    return TorchEngine(step, metadata, 'cuda' if recorded else device, cameras, slots, threads,
+                       recorded)
 
 
 def describe(model, step, precision: str = 'fp32', provenance: str = '') -> dict:
