@@ -109,12 +109,12 @@ def test_errors_of_perfect_and_of_still_tracks():
 
 def run_demo(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, '-m', 'cotracker_ros.demo', *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_demo_runs_over_ros(tmp_path):
     pytest.importorskip('rclpy')
-    done = run_demo('--output', tmp_path, '--seconds', 2, '--rate', 10)
+    done = run_demo('--output', tmp_path, '--seconds', 4, '--rate', 5)
     assert done.returncode == 0, done.stderr
     figures, errors, _ = done.stdout.splitlines()
     assert figures.startswith('20 frames sent, ') and ' of 49.0 points visible' in figures

@@ -19,7 +19,7 @@ from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.ros.share import share_file
 from cotracker_ros.streaming import QUERY_FRAME, VISIBLE
 
-START_SECONDS = 60.0  # for the model to load and the processes to find each other
+START_SECONDS = 120.0  # for the processes to start and find each other, on a busy machine too
 SILENCE_SECONDS = 5.0  # without a message after the last image
 DEVICE_SECONDS = 20.0  # to record from a camera
 
