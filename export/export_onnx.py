@@ -103,7 +103,6 @@ def to_graph(module: nn.Module, arguments: tuple, **names) -> onnx.ModelProto:
     graph.strip(model)
     graph.cast_first(model)
     graph.lean(model)
-    graph.planar_maps(model)
     return model
 
 

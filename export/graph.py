@@ -6,8 +6,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-# What ends a chain of convolutions; products of matrices give planes by themselves.
-POINTWISE = {'Add', 'Conv', 'Div', 'Mul', 'Relu'}
 OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
 
 
@@ -108,43 +106,6 @@ def lean(model: onnx.ModelProto) -> None:
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
-
-
-def planar_maps(model: onnx.ModelProto) -> None:
-    """Turn feature maps that are sampled, and read otherwise too, into planes once and quickly.
-
-    OpenVINO keeps maps with channels last after its convolutions, and reorders them for every
-    reader anew by a slow routine: 4.5 ms each for 64 x 80 x 128, a third of `realtime`'s step.
-    Written as transposes to channels last (free there) and back, it is done once, in 0.4 ms; ONNX
-    Runtime loses 0.2 ms by it, in 27.
-    """
-    graph = model.graph
-    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    dims = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred}
-    maps = {n.input[0] for n in graph.node if n.op_type == 'GridSample'}
-    for name in sorted(maps):
-        readers = [n for n in graph.node if name in n.input]
-        maker = next((n.op_type for n in graph.node if name in n.output), None)
-        if (maker not in POINTWISE or len(readers) < 2 or len(dims.get(name, [])) != 4
-                or 0 in dims[name][1:]):
-            continue
-        _, channels, height, width = dims[name]
-        for suffix, shape in (('rows', [-1, height * width, channels]),
-                              ('planes', [-1, channels, height, width])):
-            value = np.array(shape, np.int64)
-            graph.initializer.append(numpy_helper.from_array(value, f'{name}_{suffix}_shape'))
-        made = [('Transpose', [name], 'last', {'perm': [0, 2, 3, 1]}),
-                ('Reshape', [f'{name}_last', f'{name}_rows_shape'], 'rows', {}),
-                ('Transpose', [f'{name}_rows'], 'first', {'perm': [0, 2, 1]}),
-                ('Reshape', [f'{name}_first', f'{name}_planes_shape'], 'planes', {})]
-        for reader in readers:
-            for i, given in enumerate(reader.input):
-                reader.input[i] = f'{name}_planes' if given == name else given
-        at = next(k for k, n in enumerate(graph.node) if name in n.output) + 1
-        for k, (kind, given, suffix, attributes) in enumerate(made):
-            output = f'{name}_{suffix}'
-            graph.node.insert(at + k, helper.make_node(kind, given, [output], name=output,
-                                                       **attributes))
 
 
 def _reorder_gelu(last: onnx.NodeProto, half: onnx.NodeProto, made_by: dict,

@@ -99,22 +99,6 @@ def test_lean_keeps_the_numbers_and_lets_gelu_be_fused(approximate, tmp_path):
     assert not fused & {'Pow', 'Erf', 'Tanh', 'Pad'}
 
 
-def test_sampled_maps_become_planes_once():
-    made = model([h.make_node('Relu', ['x'], ['m']), h.make_node('Neg', ['m'], ['y']),
-                  h.make_node('GridSample', ['m', 'grid'], ['z'], align_corners=1)],
-                 [('x', T.FLOAT, ['n', 2, 3, 4]), ('grid', T.FLOAT, ['n', 5, 1, 2])],
-                 [('y', T.FLOAT, ['n', 2, 3, 4]), ('z', T.FLOAT, ['n', 2, 5, 1])])
-    rng = np.random.default_rng(0)
-    given = {'x': rng.standard_normal((2, 2, 3, 4), np.float32),
-             'grid': rng.uniform(-1, 1, (2, 5, 1, 2)).astype(np.float32)}
-    want = run(made, **given)
-    graph.planar_maps(made)
-    onnx.checker.check_model(made, full_check=True)
-    assert [n.op_type for n in made.graph.node].count('Transpose') == 2
-    for got, expected in zip(run(made, **given), want, strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
 @pytest.mark.parametrize('form, relu', [('mixed', T.FLOAT), ('fp16', T.FLOAT16)])
 def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
     made = model([h.make_node('MatMul', ['x', 'w'], ['a']), h.make_node('Relu', ['a'], ['b']),
