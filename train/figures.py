@@ -147,6 +147,11 @@ def _dress(axis, title: str, label: str, log: bool) -> None:
     axis.spines[['top', 'right']].set_visible(False)
     if log:
         axis.set(xscale='log', yscale='log')
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_formatter('{x:g}')
+            line.set_minor_formatter(lambda x, _: f'{x:g}' if f'{x:g}'[0] in '25' else '')
+        axis.tick_params(which='minor', axis='x', labelbottom=False)
+        axis.tick_params(which='minor', labelsize=8)
     else:
         _leave_room(axis)
 
