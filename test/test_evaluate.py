@@ -235,6 +235,26 @@ def test_one_clear_message(tmp_path, monkeypatch, capsys, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_no_checkpoint_is_one_message_and_never_run(tmp_path, capsys):
+    torch = pytest.importorskip('torch')
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'owned',)
+
+    torch.save({'model': Evil()}, tmp_path / 'evil.pth')
+    (tmp_path / 'text.pth').write_text('hello')  # torch stumbles over it with a KeyError
+    (tmp_path / 'half.safetensors').write_bytes(b'\x10')
+    write_tapvid(tmp_path / 'davis.pkl')
+    for name in ('evil.pth', 'text.pth', 'half.safetensors'):
+        words = ['--dataset', 'tapvid_davis', '--data', str(tmp_path / 'davis.pkl')]
+        words += ['--checkpoint', str(tmp_path / name), '--mode', 'whole-video']
+        assert evaluate.main(words) == 1
+        errors = capsys.readouterr().err
+        assert f'{name} is no readable checkpoint' in errors and errors.count('\n') == 1
+    assert not (tmp_path / 'owned').exists()
+
+
 def test_whole_video_measures_a_checkpoint(tmp_path):
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file

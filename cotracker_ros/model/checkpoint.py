@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -107,8 +107,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f'{path.name} is no readable checkpoint: it is damaged, or holds more than tensors,'
             ' which is never loaded because it could run code'
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition('\n')[0]
+    except Exception as error:  # torch raises nearly anything for a file of another kind
+        reason = str(error).partition('\n')[0] or type(error).__name__
         raise ValueError(f'{path.name} is no readable checkpoint ({reason})') from error
     state = state.get('model', state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
