@@ -188,6 +188,10 @@ def test_trackers_side_by_side_in_a_video(tmp_path):
         for p, t in zip(pictures, (2, 3), strict=True)
     ]
     assert changed[0] == 0 and changed[1] > 20
+    # Errors of the newest frame whose truth is known.
+    few = replace(clip, visible=clip.visible & (np.arange(8)[:, None] < 5))
+    errors = [evaluate.comparison(few, {'t': (clip.tracks, clip.visible)}, t)[1] for t in (4, 6)]
+    np.testing.assert_array_equal(*errors)
 
 
 def write_tapvid(path):

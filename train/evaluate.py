@@ -257,16 +257,19 @@ def comparison(clip: Clip, tracked: Mapping[str, tuple], t: int) -> list[np.ndar
     """Return pictures of frame t: of each tracker its tracks, then its errors.
 
     tracked: positions and visibility of each tracker. Errors are shown of the points that are
-    truly visible; before its query a point is not shown.
+    truly visible, in frame t or the annotated frame before it; before its query a point is not
+    shown.
     """
     asked, shown = clip.queries[:, 0].astype(int), []
-    ids, seen = np.arange(len(asked)), clip.visible[t] & (asked < t)
-    hidden = (np.arange(t + 1)[:, None] < asked)[..., None]
+    ids, times = np.arange(len(asked)), np.arange(t + 1)[:, None]
+    seen = clip.visible[: t + 1] & (asked < times)
+    told = int(np.flatnonzero(seen.any(1))[-1]) if seen.any() else t
+    points = seen[told]
     for name, (xy, visible) in tracked.items():
-        past = np.where(hidden, np.nan, xy[: t + 1])
+        past = np.where((times < asked)[..., None], np.nan, xy[: t + 1])
         tracks = draw_tracks(clip.video[t], past, visible[: t + 1], ids)
-        errors = draw_errors(clip.video[t], xy[t, seen], clip.tracks[t, seen])
-        shown += [titled(tracks, name), titled(errors, f'{name}, error')]
+        errors = draw_errors(clip.video[told], xy[told, points], clip.tracks[told, points])
+        shown += [titled(tracks, name), titled(errors, f'{name}, error in frame {told}')]
     return shown
 
 
