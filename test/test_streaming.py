@@ -1,5 +1,6 @@
 """StreamingTracker over the stand-in step: identities, starts, and everything out of order."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -299,12 +300,65 @@ def test_soak(tracker):
     assert soak(tracker, 3000) < 1000
 
 
+def soak_network(tracker, frames):
+    """Points come and go at random before changing pictures, also blank and noise: ids unique,
+    all results and the state finite; returns the growth of memory in kB.
+    """
+    rng = np.random.default_rng(0)
+    height, width = tracker.engine.metadata.image_size
+    pictures = rng.integers(0, 256, (20, height, width, 3), np.uint8)
+    pictures[10:] = pictures[10:] // 16 * 16  # smooth areas
+    pictures[17], pictures[18] = 0, 255
+    expected, last_id, begin = set(), 0, 0
+    for k in range(frames):
+        gone = [i for i in expected if rng.random() < 0.05]
+        tracker.remove_points(gone)
+        expected -= set(gone)
+        count = int(rng.integers(0, tracker.max_points - len(expected) + 1)) // 2
+        xy = rng.uniform(0, (width - 1, height - 1), (count, 2)).astype(np.float32)
+        past = max(k - int(rng.integers(0, 8)), 0) if k else None  # some seen in an older frame
+        ids = tracker.add_points(xy, None if past is None else past / 30).tolist()
+        assert ids == list(range(last_id + 1, last_id + 1 + count))
+        last_id += count
+        expected |= set(ids)
+        tracks = tracker.track(np.roll(pictures[k // 8 % 20], k, 1), k / 30)
+        assert set(tracks.ids.tolist()) == expected
+        for values in (tracks.xy, tracks.visibility, tracks.confidence):
+            assert np.isfinite(values).all()
+        if k == frames // 3:
+            begin = resident()
+        if k % 1000 == 999:
+            for buffers in tracker.engine._buffers:
+                assert all(np.isfinite(v.numpy()).all() for v in buffers.values())
+    return resident() - begin
+
+
+def frames_of_a_soak(request):
+    """How many; skips where not asked for."""
+    if 'soak' not in request.config.option.markexpr:
+        pytest.skip('takes minutes: make soak')
+    return int(os.environ.get('SOAK', '100000'))
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_long_soak(tracker, request):
-    if 'soak' not in request.config.option.markexpr:
-        pytest.skip('takes minutes: make soak')
-    assert soak(tracker, 100_000) < 1000
+    assert soak(tracker, frames_of_a_soak(request)) < 1000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_long_soak_of_the_shipped_network(tmp_path, request):
+    frames = frames_of_a_soak(request)
+    pytest.importorskip('torch')
+    from export import export_onnx
+    path = tmp_path / 'small.onnx'
+    weights = engines._WEIGHTS / 'realtime.safetensors'
+    assert export_onnx.main(['--checkpoint', str(weights), '--output', str(path), '--points', '8',
+                             '--resolution', '64x96']) == 0  # a small image: fast frames
+    tracker = StreamingTracker(path, max_points=12, threads=1)
+    assert soak_network(tracker, frames) < 4000
+    tracker.close()
 
 
 def test_the_shipped_model(tmp_path):
