@@ -178,7 +178,8 @@ def _in_new_process(*arguments: str) -> dict:
     """What this file prints as its last line, called with these arguments; EngineError if none."""
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise EngineError((done.stderr.strip().splitlines() or ['it ended without a word'])[-1])
+        last = (done.stderr.strip().splitlines() or ['it ended without a word'])[-1]
+        raise EngineError(last.rpartition('EngineError: ')[2])
     return json.loads(done.stdout.splitlines()[-1])
 
 
