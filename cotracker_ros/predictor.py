@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from cotracker_ros.geometry import rescale, rescale_aligned, rescale_plain
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.cotracker import CoTracker, Stream, Tracks
+from cotracker_ros.streaming import is_visible
 from cotracker_ros.streaming.image import resize
 
 ITERATIONS = 6
 VISIBLE_OFFLINE = 0.9  # visibility above which the published predictor calls a point visible
-VISIBLE_ONLINE = 0.6  # the same of visibility times confidence; of the real-time model too
 DENSE_GRID = 80  # points per row of one pass of the dense mode
 
 
@@ -214,7 +214,7 @@ class CoTrackerPredictor(_Predictor):
         if support and not self.real_time:
             queries = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
         tracks = self._run(frames, queries)
-        xy, visibility = tracks.xy, self._trust(tracks)
+        xy, visible = tracks.xy, self._seen(tracks)
         asked = points[:, None, :, 0].long()  # (B, 1, N)
         time = torch.arange(length, device=asked.device)[:, None]
         if backward:
@@ -222,19 +222,18 @@ class CoTrackerPredictor(_Predictor):
             back = self._run(frames.flip(1), mirrored)
             before = time < queries[:, None, :, 0]
             xy = torch.where(before[..., None], back.xy.flip(1), xy)
-            visibility = torch.where(before, self._trust(back).flip(1), visibility)
-        enough = VISIBLE_ONLINE if self.real_time else VISIBLE_OFFLINE
-        xy, visible = xy[:, :, :count], visibility[:, :, :count] > enough
+            visible = torch.where(before, self._seen(back).flip(1), visible)
+        xy, visible = xy[:, :, :count], visible[:, :, :count]
         # In its own frame a point is where it was asked for.
         xy = torch.where((time == asked)[..., None], points[:, None, :, 1:], xy)
         visible = visible | (time == asked)
         return self._rescale(xy, self.interp_shape, video.shape[-2:]), visible
 
-    def _trust(self, tracks: Tracks) -> Tensor:
-        """Return what decides whether a point is called visible (B, T, N)."""
+    def _seen(self, tracks: Tracks) -> Tensor:
+        """Return whether a point is called visible (B, T, N)."""
         if self.real_time:
-            return tracks.visibility * tracks.confidence
-        return tracks.visibility
+            return is_visible('realtime', tracks.visibility, tracks.confidence)
+        return tracks.visibility > VISIBLE_OFFLINE
 
 
 class CoTrackerOnlinePredictor(_Predictor):
@@ -308,7 +307,7 @@ class CoTrackerOnlinePredictor(_Predictor):
             new = Tracks(*(torch.cat([old[:, :start], value], dim=1) for old, value in pairs))
         self.so_far = new
         xy = self._rescale(new.xy, self.interp_shape, video_chunk.shape[-2:])
-        return xy, new.visibility * new.confidence > VISIBLE_ONLINE
+        return xy, is_visible(self.model.config.name, new.visibility, new.confidence)
 
     def _register(
         self, video: Tensor, queries: Tensor | None, size: int, frame: int, support: bool

@@ -220,7 +220,7 @@ def test_the_real_time_model_goes_from_frame_to_frame(tmp_path):
     after = torch.arange(4)[:, None] > queries[0, :, 0]
     expected = (alone.xy + 0.5) * 3 / 4 - 0.5
     torch.testing.assert_close(tracks[0][after], expected[after], **CLOSE)
-    seen = alone.visibility * alone.confidence > 0.6
+    seen = alone.visibility > 0.5
     assert visible[0][after].tolist() == seen[after].tolist()
     both, _ = predictor(video, queries=queries, backward_tracking=True)
     mirrored = torch.cat([3 - queries[..., :1], queries[..., 1:]], -1)

@@ -380,3 +380,11 @@ def test_the_shipped_model(tmp_path):
             assert ((values >= 0) & (values <= 1)).all()
     assert tracks.ids.tolist() == [*ids[2:], *late] and tracks.age.tolist() == [11, 11, 11, 8]
     tracker.close()
+
+
+def test_visible_is_what_each_model_means_by_it():
+    from cotracker_ros.streaming import is_visible
+
+    visibility, confidence = np.array([0.55, 0.45, 0.9]), np.array([0.1, 0.9, 0.8])
+    assert is_visible('realtime', visibility, confidence).tolist() == [True, False, True]
+    assert is_visible('cotracker3_online', visibility, confidence).tolist() == [False, False, True]

@@ -91,7 +91,7 @@ def whole_video(
 
     from cotracker_ros import geometry
     from cotracker_ros.model import load_checkpoint
-    from cotracker_ros.streaming import VISIBLE_THRESHOLD
+    from cotracker_ros.streaming import is_visible
     from cotracker_ros.streaming.image import resize
 
     loaded = isinstance(checkpoint, torch.nn.Module)
@@ -114,7 +114,7 @@ def whole_video(
                 tracks = _as_first_told(model, video, asked, iterations or 6)
             else:
                 tracks = model.track(video, asked, **steps)
-        seen = tracks.visibility * tracks.confidence > VISIBLE_THRESHOLD
+        seen = is_visible(published or 'realtime', tracks.visibility, tracks.confidence)
         return tracks.xy.cpu().numpy(), seen.cpu().numpy()
 
     def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

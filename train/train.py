@@ -33,7 +33,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.streaming import VISIBLE_THRESHOLD
+from cotracker_ros.model.checkpoint import notes
+from cotracker_ros.streaming import is_visible
 from cotracker_ros.visualise import contact_sheet, draw_tracks
 from train.datasets import DataError, kubric_sequences
 from train.losses import LossConfig
@@ -221,6 +222,7 @@ class Run:
             metadata={
                 'model': c.network,
                 'licence': 'Apache-2.0',
+                **notes(self.model),
                 'provenance': f'{data}; {self.step} steps, seed {c.seed}',
                 'config': json.dumps(dataclasses.asdict(c)),
             },
@@ -319,7 +321,8 @@ class Run:
                 [t[:, None].float(), tracks[t, torch.arange(len(t), device=t.device)]], 1
             )
             found = model.track(video.movedim(-1, 1).float(), queries)
-            seen = (found.visibility * found.confidence > VISIBLE_THRESHOLD).cpu().numpy()
+            seen = is_visible(self.config.network, found.visibility, found.confidence)
+            seen = seen.cpu().numpy()
             xy, frames = found.xy.cpu().numpy(), video.cpu().numpy()
             truth, visible = tracks.cpu().numpy(), visible.cpu().numpy()
             size = frames.shape[1:3]

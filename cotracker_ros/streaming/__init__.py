@@ -5,11 +5,11 @@ from cotracker_ros.streaming.tracker import (
     OUTSIDE,
     QUERY_FRAME,
     VISIBLE,
-    VISIBLE_THRESHOLD,
     LateFrame,
     StreamingTracker,
     Tracks,
+    is_visible,
 )
 
-__all__ = ['NEW', 'OUTSIDE', 'QUERY_FRAME', 'VISIBLE', 'VISIBLE_THRESHOLD', 'LateFrame',
-           'StreamingTracker', 'Tracks']
+__all__ = ['NEW', 'OUTSIDE', 'QUERY_FRAME', 'VISIBLE', 'LateFrame', 'StreamingTracker', 'Tracks',
+           'is_visible']

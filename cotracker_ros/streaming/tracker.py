@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,18 @@ from cotracker_ros.engines import EngineError
 from cotracker_ros.streaming.image import check_frame, resize
 from cotracker_ros.streaming.slots import Slots
 
-VISIBLE_THRESHOLD = 0.6  # visible: visibility x confidence above it, as the published online rule
 VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /tracks
 
 _log = logging.getLogger(__name__)
+
+
+def is_visible(model: str, visibility: Any, confidence: Any) -> Any:
+    """Whether a point counts as visible, from its probabilities (arrays or tensors).
+
+    The published networks have the rule of CoTracker3's online predictor. The probabilities of
+    `realtime` are calibrated: a point is visible where that is more likely than not.
+    """
+    return visibility > 0.5 if model == 'realtime' else visibility * confidence > 0.6
 
 
 class LateFrame(ValueError):
@@ -245,7 +254,7 @@ class StreamingTracker:
         confidence = np.where(at_query, np.float32(1), outputs['confidence'][0, rows])
         xy = geometry.rescale(model_xy, self.image_size, frame.size)
         inside = geometry.inside(xy, frame.size)
-        visible = inside & (visibility * confidence > VISIBLE_THRESHOLD)
+        visible = inside & is_visible(self.engine.metadata.model, visibility, confidence)
         flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
         return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age,
                       flags.astype(np.uint32))
