@@ -249,13 +249,15 @@ def test_the_published_networks_learn_through_their_windows(tmp_path, network):
         network=network,
         shape={**WINDOWED[network], **small},
         scene=dataclasses.replace(CONFIG.scene, frames=6),
-        lr=2e-3,
+        lr=5e-4,
+        warmup=1,
+        steps=100,
     )
     run = Run(config, tmp_path, 'cpu')
     clips = next(iter(ClipStream(config.scene, config.stream, 1)))
     before = {name: p.clone() for name, p in run.model.named_parameters()}
-    losses = [run.update(clips)['total'] for _ in range(6)]
-    assert losses[-1] < losses[0]
+    losses = [run.update(clips)['total'] for _ in range(10)]
+    assert losses[-1] < 0.5 * losses[0]
     still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
     assert not still
 
