@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,15 @@ class StreamConfig:
     augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen), of recorded data
 
 
+def batch_numbers(start: int, rank: int, ranks: int) -> Iterator[int]:
+    """The numbers of a process's batches from step `start` on; a loader's workers take turns."""
+    worker = get_worker_info()
+    first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+    if worker:
+        torch.set_num_threads(1)
+    return (step * ranks + rank for step in count(start + first, stride))
+
+
 class ClipStream(IterableDataset):
     """Endless batches of `Clips` for one process of a run."""
 
@@ -55,14 +65,8 @@ class ClipStream(IterableDataset):
         self.rank, self.ranks, self.device, self.textures = rank, ranks, device, textures
 
     def __iter__(self) -> Iterator[Clips]:
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        if worker:
-            torch.set_num_threads(1)
         video, chapter = None, -1
-        step = self.start + first
-        while True:
-            index = step * self.ranks + self.rank
+        for index in batch_numbers(self.start, self.rank, self.ranks):
             if video is None or chapter != index // CHAPTER:
                 chapter = index // CHAPTER
                 seed = self.seed * 1_000_003 + chapter
@@ -71,7 +75,6 @@ class ClipStream(IterableDataset):
                 )
             video.rng.manual_seed(self.seed * 7_919_000_003 + index)
             yield video.clips(self.stream.clips, self.stream.points, self.times(video))
-            step += stride
 
     def times(self, video: ProceduralVideo) -> Tensor:
         """Frame times (clips, T): evenly paced with dropped frames, in the scene's frames."""
@@ -103,15 +106,10 @@ class FolderStream(IterableDataset):
         self.seed, self.start, self.rank, self.ranks = seed, start, rank, ranks
 
     def __iter__(self) -> Iterator[Clips]:
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        step = self.start + first
-        while True:
-            index = step * self.ranks + self.rank
+        for index in batch_numbers(self.start, self.rank, self.ranks):
             rng = np.random.default_rng((self.seed, index))
             parts = [self.clip(rng) for _ in range(self.stream.clips)]
             yield Clips(*(torch.stack(x) for x in zip(*parts, strict=True)))
-            step += stride
 
     def clip(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One random clip: video, tracks, visible and query frames as in `Clips`, without B."""
