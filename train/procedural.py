@@ -24,6 +24,9 @@ from torch import Tensor
 
 from train.textures import TextureBank
 
+FIGURE, BODY = 9, 5  # sprites of an animal: layers 1 to 9, the fifth its body
+RUN = 8  # frames rendered at once: short, so that a sprite's box in them is small
+
 
 @dataclass(frozen=True)
 class SceneConfig:
@@ -37,11 +40,19 @@ class SceneConfig:
     camera_speed: float = 0.008  # typical displacement of the background per frame / image width
     deform: float = 0.5  # share of sprites that bend
     limbs: float = 0.45  # share of sprites that hang on the one before
+    figures: float = 0.0  # share of clips in which the lowest sprites are an animal that walks
     photometric: float = 1.0  # strength of lighting, blur and noise
     pause: float = 0.15  # share of clips whose camera stands still
     twins: float = 0.0  # share of sprites that look like the one before
     faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
     jpeg: float = 0.0  # share of clips compressed as a camera's driver does
+
+    def __post_init__(self) -> None:
+        if self.figures and self.objects[1] < FIGURE:
+            raise ValueError(
+                f'an animal (figures: {self.figures}) is made of {FIGURE} sprites: the second '
+                f'number of objects must be at least that, not {self.objects[1]}'
+            )
 
 
 @dataclass
@@ -72,6 +83,27 @@ class Layers:
     def __init__(self, forward: Tensor, amplitude: Tensor, frequency: Tensor, phase: Tensor):
         self.forward, self.inverse = forward, torch.linalg.inv(forward.double()).float()
         self.amplitude, self.frequency, self.phase = amplitude, frequency, phase
+
+    def during(self, frames: slice) -> Layers:
+        """The same layers at some of the times."""
+        return Layers(
+            self.forward[:, :, frames], self.amplitude, self.frequency, self.phase[:, :, frames]
+        )
+
+    def box(self, layer: int, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the image outside which a layer never covers anything."""
+        reach = 1 + self.amplitude[:, layer].abs().amax()
+        square = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], device=reach.device)
+        corners = torch.cat([square, torch.ones_like(square[:, :1])], -1) * reach
+        corners[:, 2] = 1
+        x, y, w = (self.forward[:, layer] @ corners.T).unbind(2)
+        if w.amin() < 0.05:  # seen almost along its plane: it may reach anywhere
+            return slice(0, height), slice(0, width)
+        sides = []
+        for value, size in ((y / w, height), (x / w, width)):
+            low, high = value.amin().floor().clamp(0, size), (value.amax().ceil() + 1)
+            sides.append(slice(int(low), int(high.clamp(0, size))))
+        return sides[0], sides[1]
 
     def wave(self, v: Tensor, layer: Tensor | int) -> Tensor:
         """Displacement of the non-rigid wave at v (B, T, ..., 2)."""
@@ -228,9 +260,19 @@ class ProceduralVideo:
                 torch.where(limbs[:, k, None, None, None], chain[-1] @ limb[:, k], local[:, k])
             )
         forward = torch.stack(chain, 1)
-
         # The camera moves every layer, near layers (high index) more: parallax.
         depth = torch.linspace(1.0, 1.6, count, device=self.device)[None, :, None]
+        depth = depth.expand(batch, -1, -1)
+        self.is_figure = self.figures(batch)
+        if self.is_figure.any():
+            animal = slice(1, 1 + FIGURE)
+            middle = (centre[:, BODY] + centre[:, 0]) / 2  # followed by the camera, more or less
+            parts = self.walk(times[:, 0], middle[:, None] + shift[:, BODY] / 2, height)
+            here = self.is_figure[:, None, None]
+            forward[:, animal] = torch.where(here[..., None, None], parts, forward[:, animal])
+            depth = depth.clone()
+            depth[:, animal] = torch.where(here, depth[:, BODY, None], depth[:, animal])
+
         pan = torch.stack([self.path((batch, 1), times, camera[:, None]) for _ in range(2)], -1)
         shake = self.chance(0.3, batch, 1, 1, 1) * 0.006 * width * self.normal(batch, 1, frames, 2)
         roll = self.path((batch, 1), times, 0.006 * (camera[:, None] > 0))
@@ -258,6 +300,67 @@ class ProceduralVideo:
         phase = phase + self.uniform(batch, count, 1, 2, high=2 * math.pi)
         return Layers(forward, amplitude, frequency, phase)
 
+    def figures(self, batch: int) -> Tensor:
+        """Which clips show an animal, (B,) bool."""
+        if self.config.figures == 0:
+            return torch.zeros(batch, dtype=torch.bool, device=self.device)
+        return self.chance(self.config.figures, batch)
+
+    def walk(self, times: Tensor, at: Tensor, height: int) -> Tensor:
+        """Animals that walk: maps of their nine parts to the image before the camera, (B, 9, T,
+        3, 3), far legs, body, near legs; times (B, T), the body's place (B, T, 2) px, the image's
+        height px.
+
+        A leg is two bars of one length. Hip and knee swing as sines of the same period, the legs
+        out of step.
+        """
+        (batch, frames), pi = times.shape, math.pi
+        ones = torch.ones(batch, frames, device=self.device)
+        still = torch.zeros(batch, frames, 2, device=self.device)
+
+        def draw(low: float, high: float) -> Tensor:
+            return self.uniform(batch, 1, low=low, high=high)
+
+        def place(
+            scale: Tensor | float, angle: Tensor | float, at: Tensor = still, wide: Tensor = ones
+        ) -> Tensor:
+            return matrix(scale * ones, angle * ones, at, still, wide)
+
+        def along(x: Tensor | float, y: Tensor | float) -> Tensor:
+            return torch.stack([x * ones, y * ones], -1)
+
+        size = height * torch.exp(draw(math.log(0.1), math.log(0.3)))
+        lean = 0.1 * self.normal(batch, 1) + self.path((batch,), times, 0.005)
+        aspect = draw(1.2, 3.0)
+        facing = 1 - 2 * self.chance(0.5, batch, 1).float()
+        body = place(size, lean, at) @ torch.diag_embed(
+            torch.stack([facing * ones, ones, ones], -1)
+        )
+        length = draw(0.35, 0.6)  # half of a leg's part, in units of the body
+        pulse, gait = draw(0.1, 0.6), self.uniform(batch, 1, 4, high=2 * pi)
+        if_trot = torch.tensor([0.0, pi, pi, 0.0], device=self.device) + 0.5 * gait
+        gait = torch.where(self.chance(0.7, batch, 1, 1), if_trot, gait)
+        stride, bend = draw(0.1, 0.6), draw(0.1, 0.6)
+        thick = draw(0.5, 1.2)
+        parts = []
+        for leg in range(4):
+            front = 1.0 if leg % 2 else -1.0
+            beat = pulse * times + gait[..., leg]
+            hip = along(front * 0.7 * aspect.sqrt(), 0.35 / aspect.sqrt())
+            hip = hip + 0.08 * self.normal(batch, 1, 2)
+            thigh = place(1.0, pi / 2 + stride * torch.sin(beat), hip)
+            knee = thigh @ place(
+                1.0, bend * (front + torch.sin(beat + 1.3)), along(1.75 * length, 0)
+            )
+            for joint, width in ((thigh, thick), (knee, 0.7 * thick)):
+                middle = place(1.0, 0.0, along(0.9 * length, 0))
+                bar = torch.diag_embed(
+                    torch.stack([length * ones, length * width * ones, ones], -1)
+                )
+                parts.append(body @ joint @ middle @ bar)
+        trunk = body @ place(1.0, 0.0, still, aspect.expand(-1, frames))
+        return torch.stack([*parts[:4], trunk, *parts[4:]], 1)
+
     def sprites(self, batch: int) -> Tensor:
         """Random textures with coverage, (B, L, 4, h, w): RGB in [0, 1] and alpha in [0, 1]."""
         count, side = self.config.objects[1], 160
@@ -277,11 +380,34 @@ class ProceduralVideo:
             twin = twins[:, k, None, None, None]
             colour[:, k] = torch.where(twin, colour[:, k - 1], colour[:, k])
             alpha[:, k] = torch.where(twin, alpha[:, k - 1], alpha[:, k])
+        if self.is_figure.any():
+            self.dress(colour, alpha)
         number = torch.randint(
             self.config.objects[0], count + 1, (batch, 1), generator=self.rng, device=self.device
         )
+        number = number.maximum(FIGURE * self.is_figure[:, None])
         used = torch.arange(count, device=self.device) < number
         return torch.cat([colour, alpha * used[..., None, None, None]], 2)
+
+    def dress(self, colour: Tensor, alpha: Tensor) -> None:
+        """Give an animal's parts one coat and its legs the shape of bars, in place; colour (B, K,
+        3, h, w), alpha (B, K, 1, h, w), clips of an animal alone.
+        """
+        side = alpha.shape[-1]
+        axis = torch.linspace(-1, 1, side, device=self.device)
+        for b in torch.nonzero(self.is_figure).flatten().tolist():
+            coat = colour[b, BODY - 1].clone()
+            taper = self.uniform(1, low=0.0, high=0.35)
+            half = self.uniform(1, low=0.2, high=0.4) * (1 - taper * axis)
+            bar = torch.minimum(half - axis[:, None].abs(), 0.95 - axis.abs())
+            bar = (bar * side / 2 + 0.5).clamp(0, 1)
+            for k in range(FIGURE):
+                if k == BODY - 1:
+                    continue
+                # The same part of another leg is its twin, but for the light on it.
+                light = torch.exp(0.12 * self.normal(1) - 0.15 * (k < BODY - 1))
+                colour[b, k] = (coat.flip(-1 if k % 2 else -2) * light).clamp(0, 1)
+                alpha[b, k] = bar
 
     def outlines(self, count: int, side: int) -> Tensor:
         """Random coverage masks (count, side, side): blobs, polygons, bars and rings, edges one
@@ -346,11 +472,24 @@ class ProceduralVideo:
             ),
             -1,
         ).float()
-        pixel = pixel.expand(batch, frames, height, width, 2)
-        image = sample(ground, layers.to_layer(pixel, 0), padding='reflection')
-        for k in range(sprites.shape[1]):
-            rgba = sample(sprites[:, k], layers.to_layer(pixel, k + 1))
-            image = image + rgba[:, :, 3:] * (rgba[:, :, :3] - image)
+        image = sample(
+            ground,
+            layers.to_layer(pixel.expand(batch, frames, height, width, 2), 0),
+            padding='reflection',
+        )
+        used = sprites[:, :, 3].flatten(2).any(2).any(0)
+        for first in range(0, frames, RUN):
+            run = slice(first, first + RUN)
+            part, some = image[:, run], layers.during(run)
+            for k in range(sprites.shape[1]):
+                rows, columns = some.box(k + 1, height, width)
+                hidden = rows.start >= rows.stop or columns.start >= columns.stop
+                if hidden or not used[k]:
+                    continue
+                place = pixel[rows, columns].expand(*part.shape[:2], -1, -1, -1)
+                rgba = sample(sprites[:, k], some.to_layer(place, k + 1))
+                below = part[..., rows, columns]
+                part[..., rows, columns] = below + rgba[:, :, 3:] * (rgba[:, :, :3] - below)
         return image
 
     def points(
@@ -375,7 +514,9 @@ class ProceduralVideo:
         top = top.amax(1).long()
         clear = ((cover < 0.02) | (cover > 0.98)).all(1)  # a blended edge shows no single surface
         edge = edges(video, xy, query)
-        score = self.uniform(batch, many) + (top > 0) * 0.35 + edge * 0.35 - 10.0 * ~clear
+        animal = (top > 0) & (top <= FIGURE) & self.is_figure[:, None]
+        score = self.uniform(batch, many) + (top > 0) * 0.35 + edge * 0.35 + animal * 0.35
+        score = score - 10.0 * ~clear
         keep = score.topk(count, 1).indices
         xy, top, query = (
             x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
