@@ -20,6 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from cotracker_ros.engines import EngineError
 from cotracker_ros.ros import parameters
 from cotracker_ros.ros.mailbox import Mailbox
+from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.stream import Stream, parameter_changes
 from cotracker_ros.streaming import StreamingTracker
 
@@ -175,7 +176,7 @@ class TrackerNode(LifecycleNode):
                 stream.statistics.note(f'another node is named {name} too')
         array = DiagnosticArray(status=[stream.report() for stream in self._streams])
         array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        send(self._diagnostics, array)  # or the next one, in a second
 
     def _match_publishers(self) -> None:
         for stream in self._streams:

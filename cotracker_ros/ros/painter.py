@@ -15,6 +15,7 @@ from visualization_msgs.msg import ImageMarker
 
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.messages import array_to_image, set_data
+from cotracker_ros.ros.publishing import send
 from cotracker_ros.streaming import Tracks
 from cotracker_ros.visualise import draw_tracks, id_colours
 
@@ -65,18 +66,18 @@ class Painter:
 
     def _paint(self, header: Header, frame: np.ndarray, history: list[Tracks]) -> None:
         if self._markers.get_subscription_count():
-            self._markers.publish(markers(history[-1], header))
+            send(self._markers, markers(history[-1], header))
         if not (self._overlay.get_subscription_count() or self._jpeg.get_subscription_count()):
             return
         xy, visible = past_of(history)
         picture = draw_tracks(frame, xy, visible, history[-1].ids, tail=TAIL)
         if self._overlay.get_subscription_count():
-            self._overlay.publish(array_to_image(picture, header))
+            send(self._overlay, array_to_image(picture, header))
         if self._jpeg.get_subscription_count():
             bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
             msg = CompressedImage(header=header, format='rgb8; jpeg compressed bgr8')
             set_data(msg, cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
-            self._jpeg.publish(msg)
+            send(self._jpeg, msg)
 
 
 def past_of(history: list[Tracks]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from cotracker_ros.ros.messages import (
     tracks_to_cloud,
 )
 from cotracker_ros.ros.painter import Painter
+from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.seeds import Absence, corners, grid
 from cotracker_ros.ros.space import Pairs, positions, rays
 from cotracker_ros.ros.subscription import BEST_EFFORT, RELIABLE, MatchedSubscription
@@ -273,7 +274,9 @@ class Stream:
             self._log.error(f'image not tracked: {error}', throttle_duration_sec=_THROTTLE)
             return
         self._last = tracks
-        self._publisher.publish(tracks_to_cloud(tracks, msg.header))
+        if not send(self._publisher, tracks_to_cloud(tracks, msg.header)):
+            s.note('the middleware refused the tracks of an image', failed=1)
+            return
         now = self._node.get_clock().now().nanoseconds
         if now:  # 0: simulated time that has not begun
             s.ages.append(now * 1e-9 - stamp)
@@ -340,7 +343,9 @@ class Stream:
         try:
             if self._camera_info is None:
                 raise MessageError('needs camera_info, of which none has come')
-            self._in_space.publish(tracks_to_cloud(tracks, header, place(self._camera_info)))
+            cloud = tracks_to_cloud(tracks, header, place(self._camera_info))
+            if not send(self._in_space, cloud):
+                raise MessageError('the middleware refused it')
         except MessageError as error:
             self.statistics.note(f'tracks_3d: {error}')
 
