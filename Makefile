@@ -44,7 +44,7 @@ test-runtime:  ## Tests in an environment with only what running needs (PYTHON=p
 	$(RUNTIME)/bin/python -m pytest
 
 soak: $(VENV)/stamp-dev  ## 100,000 frames through the streaming runtime
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -rP --show-capture=stdout
 
 bench-node: $(VENV)/stamp-run  ## Rate, age, CPU and memory of the node under a VGA camera (BENCH='--seconds 600')
 	$(BIN)/python -m cotracker_ros.demo.bench $(BENCH)
