@@ -38,6 +38,7 @@ class RealtimeConfig:
     heads: int = 4
     depth: int = 2  # time and space blocks
     virtual: int = 16  # virtual tracks that carry information between points
+    update: float = 0.3  # share of what is seen now that the recent template takes over
     window: int = 8  # frames a token sees, its own among them; also the reach of query_age, plus 1
     iterations: int = 2  # refinements per frame, unless asked otherwise; training does 3
     momentum: float = 0.5  # share of the last displacement that the search starts ahead by
@@ -422,7 +423,7 @@ class RealtimeTracker(nn.Module):
         (..., levels, C).
         """
         trust = (visibility * confidence)[..., None, None]
-        return F.normalize(recent + 0.7 * trust * (now - recent), dim=-1)
+        return F.normalize(recent + self.config.update * trust * (now - recent), dim=-1)
 
     @torch.no_grad()
     def track(self, video: Tensor, queries: Tensor, iterations: int | None = None) -> Tracks:
