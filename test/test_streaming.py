@@ -1,5 +1,6 @@
 """StreamingTracker over the stand-in step: identities, starts, and everything out of order."""
 
+import itertools
 import os
 import resource
 import subprocess
@@ -276,7 +277,7 @@ def resident():
 def soak(tracker, frames):
     """Points come and go at random: ids unique, every row exact; returns the growth in kB."""
     rng = np.random.default_rng(0)
-    expected, last_id, begin = {}, 0, 0
+    expected, last_id, memory = {}, 0, []
     for k in range(frames):
         gone = [i for i in expected if rng.random() < 0.2]
         assert tracker.remove_points(gone).tolist() == sorted(gone)
@@ -291,13 +292,20 @@ def soak(tracker, frames):
         assert tracks.ids.tolist() == sorted(expected)
         want = [(x + 2 * (k - k0), y) for k0, x, y in map(expected.get, sorted(expected))]
         np.testing.assert_allclose(tracks.xy, np.reshape(want, (-1, 2)), atol=1e-2)
-        if k == frames // 3:
-            begin = resident()
-    return resident() - begin
+        if (k + 1) % (frames // 4) == 0:
+            memory.append(resident())
+    return least_growth(memory)
+
+
+def least_growth(memory):
+    """The growth in kB of the quarter that grew least, but for the first: a leak grows in all of
+    them, the allocator and what other tests left in this process in one or the other.
+    """
+    return min(later - earlier for earlier, later in itertools.pairwise(memory))
 
 
 def test_soak(tracker):
-    assert soak(tracker, 3000) < 1000
+    assert soak(tracker, 3000) < 300
 
 
 def soak_network(tracker, frames):
@@ -309,7 +317,7 @@ def soak_network(tracker, frames):
     pictures = rng.integers(0, 256, (20, height, width, 3), np.uint8)
     pictures[10:] = pictures[10:] // 16 * 16  # smooth areas
     pictures[17], pictures[18] = 0, 255
-    expected, last_id, begin = set(), 0, 0
+    expected, last_id, memory = set(), 0, []
     for k in range(frames):
         gone = [i for i in expected if rng.random() < 0.05]
         tracker.remove_points(gone)
@@ -325,12 +333,12 @@ def soak_network(tracker, frames):
         assert set(tracks.ids.tolist()) == expected
         for values in (tracks.xy, tracks.visibility, tracks.confidence):
             assert np.isfinite(values).all()
-        if k == frames // 3:
-            begin = resident()
+        if (k + 1) % (frames // 4) == 0:
+            memory.append(resident())
         if k % 1000 == 999:
             for buffers in tracker.engine._buffers:
                 assert all(np.isfinite(v.numpy()).all() for v in buffers.values())
-    return resident() - begin
+    return least_growth(memory)
 
 
 def frames_of_a_soak(request):
@@ -345,7 +353,7 @@ def frames_of_a_soak(request):
 def test_a_long_soak(tracker, request):
     frames = frames_of_a_soak(request)
     growth = soak(tracker, frames)
-    print(f'{frames} frames of the stand-in: {growth:+} kB over the last two thirds')
+    print(f'{frames} frames of the stand-in: {growth:+} kB in the quarter that grew least')
     assert growth < 1000
 
 
@@ -361,7 +369,7 @@ def test_a_long_soak_of_the_shipped_network(tmp_path, request):
                              '--resolution', '64x96']) == 0  # a small image: fast frames
     tracker = StreamingTracker(path, max_points=12, threads=1)
     growth = soak_network(tracker, frames)
-    print(f'{frames} frames of the network: {growth:+} kB over the last two thirds')
+    print(f'{frames} frames of the network: {growth:+} kB in the quarter that grew least')
     assert growth < 4000
     tracker.close()
 
