@@ -12,6 +12,7 @@ Coordinates of tracks are pixels, (0, 0) the centre of the top-left pixel, x bef
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,16 +87,17 @@ class Layers:
 
     def during(self, frames: slice) -> Layers:
         """The same layers at some of the times."""
-        return Layers(
-            self.forward[:, :, frames], self.amplitude, self.frequency, self.phase[:, :, frames]
+        part = copy.copy(self)  # the inverse is sliced too, not computed again
+        part.forward, part.inverse, part.phase = (
+            x[:, :, frames] for x in (self.forward, self.inverse, self.phase)
         )
+        return part
 
     def box(self, layer: int, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of the image outside which a layer never covers anything."""
         reach = 1 + self.amplitude[:, layer].abs().amax()
         square = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], device=reach.device)
-        corners = torch.cat([square, torch.ones_like(square[:, :1])], -1) * reach
-        corners[:, 2] = 1
+        corners = F.pad(square * reach, (0, 1), value=1.0)
         x, y, w = (self.forward[:, layer] @ corners.T).unbind(2)
         if w.amin() < 0.05:  # seen almost along its plane: it may reach anywhere
             return slice(0, height), slice(0, width)
@@ -338,8 +340,8 @@ class ProceduralVideo:
         )
         length = draw(0.35, 0.6)  # half of a leg's part, in units of the body
         pulse, gait = draw(0.1, 0.6), self.uniform(batch, 1, 4, high=2 * pi)
-        if_trot = torch.tensor([0.0, pi, pi, 0.0], device=self.device) + 0.5 * gait
-        gait = torch.where(self.chance(0.7, batch, 1, 1), if_trot, gait)
+        trot = torch.tensor([0.0, pi, pi, 0.0], device=self.device) + 0.5 * gait
+        gait = torch.where(self.chance(0.7, batch, 1, 1), trot, gait)
         stride, bend = draw(0.1, 0.6), draw(0.1, 0.6)
         thick = draw(0.5, 1.2)
         parts = []
@@ -481,10 +483,9 @@ class ProceduralVideo:
         for first in range(0, frames, RUN):
             run = slice(first, first + RUN)
             part, some = image[:, run], layers.during(run)
-            for k in range(sprites.shape[1]):
+            for k in torch.nonzero(used).flatten().tolist():
                 rows, columns = some.box(k + 1, height, width)
-                hidden = rows.start >= rows.stop or columns.start >= columns.stop
-                if hidden or not used[k]:
+                if rows.start >= rows.stop or columns.start >= columns.stop:
                     continue
                 place = pixel[rows, columns].expand(*part.shape[:2], -1, -1, -1)
                 rgba = sample(sprites[:, k], some.to_layer(place, k + 1))
