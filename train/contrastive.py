@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cotracker_ros.model import load_checkpoint
 from cotracker_ros.model.realtime import PyramidEncoder, RealtimeConfig
 from train.losses import matching_loss
 from train.procedural import SceneConfig
@@ -37,12 +38,16 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--lr', type=float, default=2e-3)
     parser.add_argument('--workers', type=int, default=1, help='processes that render')
+    parser.add_argument('--start', default='', help='weights of a tracker whose encoder goes on')
     parser.add_argument('--textures', default='', help='folder of photographs for scenes to wear')
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     config = RealtimeConfig()
-    encoder = PyramidEncoder(config).to(memory_format=torch.channels_last)
+    encoder = PyramidEncoder(config)
+    if args.start:
+        encoder.load_state_dict(load_checkpoint(args.start).encoder.state_dict())
+    encoder = encoder.to(memory_format=torch.channels_last)
     scale = nn.Parameter(torch.full((len(config.strides),), math.log(1 / 0.07)))
     optimiser = torch.optim.AdamW([*encoder.parameters(), scale], args.lr, weight_decay=0.02)
     start = 0
@@ -52,9 +57,9 @@ def main() -> None:
         scale.data.copy_(saved['scale'])
         optimiser.load_state_dict(saved['optimiser'])
         start = saved['step']
-    stream = StreamConfig(clips=args.clips, points=args.points, pace=(0.3, 6.0), shuffle=True)
+    stream = StreamConfig(clips=args.clips, points=args.points, pace=(0.3, 12.0), shuffle=True)
     source = ClipStream(
-        SceneConfig(frames=4),
+        SceneConfig(frames=4, bodies=0.6, twins=0.15, jpeg=0.3),
         stream,
         args.seed,
         start,

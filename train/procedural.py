@@ -1,6 +1,7 @@
 """Procedural video with exact tracks: layered textured sprites on smooth random paths.
 
-A scene is a background and K sprites in depth order. A layer is a function of its own coordinates
+A scene is a background and K sprites in depth order; some have a body in three dimensions between
+them (train/bodies.py). A layer is a function of its own coordinates
 u in [-1, 1]^2 (texture and coverage), carried to the image by a homography that changes with time
 and, for some layers, bent by a smooth non-rigid wave. Rendering maps every pixel back to u and
 composites the layers; a track maps one u forward; visibility samples the same coverage at the same
@@ -23,9 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.bodies import Body, random_body, transform
+from train.dice import Dice
 from train.textures import TextureBank
 
-FIGURE, BODY = 9, 5  # sprites of an animal: layers 1 to 9, the fifth its body
+COAT = 256  # px of a body's texture
 RUN = 8  # frames rendered at once: short, so that a sprite's box in them is small
 
 
@@ -41,19 +44,12 @@ class SceneConfig:
     camera_speed: float = 0.008  # typical displacement of the background per frame / image width
     deform: float = 0.5  # share of sprites that bend
     limbs: float = 0.45  # share of sprites that hang on the one before
-    figures: float = 0.0  # share of clips in which the lowest sprites are an animal that walks
+    bodies: float = 0.0  # share of clips with a body in three dimensions behind the sprites
     photometric: float = 1.0  # strength of lighting, blur and noise
     pause: float = 0.15  # share of clips whose camera stands still
     twins: float = 0.0  # share of sprites that look like the one before
     faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
     jpeg: float = 0.0  # share of clips compressed as a camera's driver does
-
-    def __post_init__(self) -> None:
-        if self.figures and self.objects[1] < FIGURE:
-            raise ValueError(
-                f'an animal (figures: {self.figures}) is made of {FIGURE} sprites: the second '
-                f'number of objects must be at least that, not {self.objects[1]}'
-            )
 
 
 @dataclass
@@ -79,10 +75,19 @@ class Layers:
 
     forward (B, L, T, 3, 3) maps layer coordinates to pixels; amplitude, frequency (B, L, 2) and
     phase (B, L, T, 2) describe the wave u = v + amplitude * sin(frequency * swap(v) + phase).
+    camera (B, T, 3, 3) is what the background's maps have of the camera, pixels to pixels.
     """
 
-    def __init__(self, forward: Tensor, amplitude: Tensor, frequency: Tensor, phase: Tensor):
+    def __init__(
+        self,
+        forward: Tensor,
+        amplitude: Tensor,
+        frequency: Tensor,
+        phase: Tensor,
+        camera: Tensor,
+    ):
         self.forward, self.inverse = forward, torch.linalg.inv(forward.double()).float()
+        self.camera = camera
         self.amplitude, self.frequency, self.phase = amplitude, frequency, phase
 
     def during(self, frames: slice) -> Layers:
@@ -133,19 +138,7 @@ class Layers:
         return transform(self.forward[pick, layer].transpose(1, 2), v[..., None, :])[..., 0, :]
 
 
-def transform(matrix: Tensor, xy: Tensor) -> Tensor:
-    """Apply homographies (..., 3, 3) to points (..., *, 2), the leading axes shared."""
-    extra = xy.ndim - matrix.ndim + 1
-    m = matrix.reshape(matrix.shape[:-2] + (1,) * extra + (3, 3))
-    x, y = xy.unbind(-1)
-    # Written out: a batched product of 3x3 matrices copies the whole pixel grid several times.
-    w = (m[..., 2, 0] * x + m[..., 2, 1] * y + m[..., 2, 2]).clamp_min(1e-3)
-    return torch.stack(
-        [(m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2]) / w for i in (0, 1)], -1
-    )
-
-
-class ProceduralVideo:
+class ProceduralVideo(Dice):
     """A seeded source of clips. The same seed gives the same clips on the same device."""
 
     def __init__(
@@ -159,36 +152,9 @@ class ProceduralVideo:
         """Textures are photographs (H, W, 3) uint8 to mix with the generated bank of `bank`
         textures.
         """
-        self.config, self.device = config, torch.device(device)
-        self.rng = torch.Generator(device=self.device).manual_seed(seed)
-        self.bank = TextureBank(bank, self.rng, self.device, textures)
-
-    # random numbers
-    # -------------------------------------------------------------------------------
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(shape, generator=self.rng, device=self.device) * (high - low) + low
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.rng, device=self.device)
-
-    def chance(self, p: float, *shape: int) -> Tensor:
-        return self.uniform(*shape) < p
-
-    def path(self, shape: tuple[int, ...], times: Tensor, speed: Tensor | float) -> Tensor:
-        """Smooth random paths (*shape, T) whose typical change per frame is `speed`; 0 at no time.
-
-        A steady drift and three sines of period 8 to 80 frames, amplitudes inverse to frequency.
-        """
-        t = times.expand(*shape, -1)
-        speed = torch.as_tensor(speed, device=self.device)
-        speed = speed.expand(shape)[..., None] if speed.ndim else speed
-        out = self.normal(*shape, 1) * t * 0.6
-        for low, high in ((0.08, 0.2), (0.2, 0.45), (0.4, 0.8)):
-            omega = self.uniform(*shape, 1, low=low, high=high)
-            phase = self.uniform(*shape, 1, high=2 * math.pi)
-            out = out + 0.6 * self.normal(*shape, 1) / omega * torch.sin(omega * t + phase)
-        return out * speed
+        super().__init__(torch.Generator(device=device).manual_seed(seed))
+        self.config = config
+        self.bank = TextureBank(bank, self.rng, textures)
 
     # scene
     # ----------------------------------------------------------------------------------------
@@ -264,17 +230,6 @@ class ProceduralVideo:
         forward = torch.stack(chain, 1)
         # The camera moves every layer, near layers (high index) more: parallax.
         depth = torch.linspace(1.0, 1.6, count, device=self.device)[None, :, None]
-        depth = depth.expand(batch, -1, -1)
-        self.is_figure = self.figures(batch)
-        if self.is_figure.any():
-            animal = slice(1, 1 + FIGURE)
-            middle = (centre[:, BODY] + centre[:, 0]) / 2  # followed by the camera, more or less
-            parts = self.walk(times[:, 0], middle[:, None] + shift[:, BODY] / 2, height)
-            here = self.is_figure[:, None, None]
-            forward[:, animal] = torch.where(here[..., None, None], parts, forward[:, animal])
-            depth = depth.clone()
-            depth[:, animal] = torch.where(here, depth[:, BODY, None], depth[:, animal])
-
         pan = torch.stack([self.path((batch, 1), times, camera[:, None]) for _ in range(2)], -1)
         shake = self.chance(0.3, batch, 1, 1, 1) * 0.006 * width * self.normal(batch, 1, frames, 2)
         roll = self.path((batch, 1), times, 0.006 * (camera[:, None] > 0))
@@ -292,7 +247,8 @@ class ProceduralVideo:
             tilt.expand_as(middle),
             ones[..., :1],
         )
-        forward = view @ to_centre @ forward
+        view = view @ to_centre
+        forward = view @ forward
 
         bend = self.chance(c.deform, batch, count, 1).float()
         bend[:, 0] *= 0.3
@@ -300,72 +256,24 @@ class ProceduralVideo:
         amplitude = bend * self.uniform(batch, count, 2, low=0.05, high=0.45) / frequency
         phase = torch.stack([self.path((batch, count), times, 0.12 * tempo) for _ in range(2)], -1)
         phase = phase + self.uniform(batch, count, 1, 2, high=2 * math.pi)
-        return Layers(forward, amplitude, frequency, phase)
+        return Layers(forward, amplitude, frequency, phase, view[:, 0])
 
-    def figures(self, batch: int) -> Tensor:
-        """Which clips show an animal, (B,) bool."""
-        if self.config.figures == 0:
-            return torch.zeros(batch, dtype=torch.bool, device=self.device)
-        return self.chance(self.config.figures, batch)
+    def bodies(self, layers: Layers, times: Tensor) -> list[Body | None]:
+        """A body for some of the clips, at times (B, T)."""
+        c, out = self.config, []
+        for camera, moments in zip(layers.camera, times, strict=True):
+            if c.bodies and self.number() < c.bodies:
+                coat = self.bank.draw(1, COAT)[0]
+                out.append(random_body(self, moments, camera, coat, c.size, c.photometric))
+            else:
+                out.append(None)
+        return out
 
-    def walk(self, times: Tensor, at: Tensor, height: int) -> Tensor:
-        """Animals that walk: maps of their nine parts to the image before the camera, (B, 9, T,
-        3, 3), far legs, body, near legs; times (B, T), the body's place (B, T, 2) px, the image's
-        height px.
-
-        A leg is two bars of one length. Hip and knee swing as sines of the same period, the legs
-        out of step.
+    def sprites(self, bodies: Sequence[Body | None]) -> Tensor:
+        """Random textures with coverage, (B, L, 4, h, w): RGB in [0, 1] and alpha in [0, 1]; few
+        before a body.
         """
-        (batch, frames), pi = times.shape, math.pi
-        ones = torch.ones(batch, frames, device=self.device)
-        still = torch.zeros(batch, frames, 2, device=self.device)
-
-        def draw(low: float, high: float) -> Tensor:
-            return self.uniform(batch, 1, low=low, high=high)
-
-        def place(
-            scale: Tensor | float, angle: Tensor | float, at: Tensor = still, wide: Tensor = ones
-        ) -> Tensor:
-            return matrix(scale * ones, angle * ones, at, still, wide)
-
-        def along(x: Tensor | float, y: Tensor | float) -> Tensor:
-            return torch.stack([x * ones, y * ones], -1)
-
-        size = height * torch.exp(draw(math.log(0.1), math.log(0.3)))
-        lean = 0.1 * self.normal(batch, 1) + self.path((batch,), times, 0.005)
-        aspect = draw(1.2, 3.0)
-        facing = 1 - 2 * self.chance(0.5, batch, 1).float()
-        body = place(size, lean, at) @ torch.diag_embed(
-            torch.stack([facing * ones, ones, ones], -1)
-        )
-        length = draw(0.35, 0.6)  # half of a leg's part, in units of the body
-        pulse, gait = draw(0.1, 0.6), self.uniform(batch, 1, 4, high=2 * pi)
-        trot = torch.tensor([0.0, pi, pi, 0.0], device=self.device) + 0.5 * gait
-        gait = torch.where(self.chance(0.7, batch, 1, 1), trot, gait)
-        stride, bend = draw(0.1, 0.6), draw(0.1, 0.6)
-        thick = draw(0.5, 1.2)
-        parts = []
-        for leg in range(4):
-            front = 1.0 if leg % 2 else -1.0
-            beat = pulse * times + gait[..., leg]
-            hip = along(front * 0.7 * aspect.sqrt(), 0.35 / aspect.sqrt())
-            hip = hip + 0.08 * self.normal(batch, 1, 2)
-            thigh = place(1.0, pi / 2 + stride * torch.sin(beat), hip)
-            knee = thigh @ place(
-                1.0, bend * (front + torch.sin(beat + 1.3)), along(1.75 * length, 0)
-            )
-            for joint, width in ((thigh, thick), (knee, 0.7 * thick)):
-                middle = place(1.0, 0.0, along(0.9 * length, 0))
-                bar = torch.diag_embed(
-                    torch.stack([length * ones, length * width * ones, ones], -1)
-                )
-                parts.append(body @ joint @ middle @ bar)
-        trunk = body @ place(1.0, 0.0, still, aspect.expand(-1, frames))
-        return torch.stack([*parts[:4], trunk, *parts[4:]], 1)
-
-    def sprites(self, batch: int) -> Tensor:
-        """Random textures with coverage, (B, L, 4, h, w): RGB in [0, 1] and alpha in [0, 1]."""
-        count, side = self.config.objects[1], 160
+        batch, count, side = len(bodies), self.config.objects[1], 160
         colour = self.bank.draw(batch * count, side).view(batch, count, 3, side, side)
         # A limb often wears the skin of its body.
         skin = self.chance(0.7, batch, count) & self.is_limb[:, 1:]
@@ -382,34 +290,13 @@ class ProceduralVideo:
             twin = twins[:, k, None, None, None]
             colour[:, k] = torch.where(twin, colour[:, k - 1], colour[:, k])
             alpha[:, k] = torch.where(twin, alpha[:, k - 1], alpha[:, k])
-        if self.is_figure.any():
-            self.dress(colour, alpha)
         number = torch.randint(
             self.config.objects[0], count + 1, (batch, 1), generator=self.rng, device=self.device
         )
-        number = number.maximum(FIGURE * self.is_figure[:, None])
+        crowded = torch.tensor([[body is not None] for body in bodies], device=self.device)
+        number = torch.where(crowded, number // 3, number)
         used = torch.arange(count, device=self.device) < number
         return torch.cat([colour, alpha * used[..., None, None, None]], 2)
-
-    def dress(self, colour: Tensor, alpha: Tensor) -> None:
-        """Give an animal's parts one coat and its legs the shape of bars, in place; colour (B, K,
-        3, h, w), alpha (B, K, 1, h, w), clips of an animal alone.
-        """
-        side = alpha.shape[-1]
-        axis = torch.linspace(-1, 1, side, device=self.device)
-        for b in torch.nonzero(self.is_figure).flatten().tolist():
-            coat = colour[b, BODY - 1].clone()
-            taper = self.uniform(1, low=0.0, high=0.35)
-            half = self.uniform(1, low=0.2, high=0.4) * (1 - taper * axis)
-            bar = torch.minimum(half - axis[:, None].abs(), 0.95 - axis.abs())
-            bar = (bar * side / 2 + 0.5).clamp(0, 1)
-            for k in range(FIGURE):
-                if k == BODY - 1:
-                    continue
-                # The same part of another leg is its twin, but for the light on it.
-                light = torch.exp(0.12 * self.normal(1) - 0.15 * (k < BODY - 1))
-                colour[b, k] = (coat.flip(-1 if k % 2 else -2) * light).clamp(0, 1)
-                alpha[b, k] = bar
 
     def outlines(self, count: int, side: int) -> Tensor:
         """Random coverage masks (count, side, side): blobs, polygons, bars and rings, edges one
@@ -454,17 +341,20 @@ class ProceduralVideo:
         # Paths are stationary except for their drift: centre time on the clip.
         times = times - times.mean(1, keepdim=True)
         layers = self.layers(batch, times)
-        sprites = self.sprites(batch)
-        ground = self.bank.draw(batch, 512)
-        video = self.render(layers, sprites, ground)
+        bodies = self.bodies(layers, times)
+        sprites = self.sprites(bodies)
+        ground = self.bank.draw(batch, 2 * self.config.size[1])  # a texel a pixel
+        video = self.render(layers, bodies, sprites, ground)
         broken = self.broken(*video.shape[:2])
-        tracks, visible, query_frame = self.points(layers, sprites, points, video, broken)
+        tracks, visible, query_frame = self.points(layers, bodies, sprites, points, video, broken)
         video = self.replace(self.photometric(video), broken)
         video = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
         return Clips(self.compress(video), tracks, visible, query_frame)
 
-    def render(self, layers: Layers, sprites: Tensor, ground: Tensor) -> Tensor:
-        """Composite all layers: (B, T, 3, H, W) in [0, 1]."""
+    def render(
+        self, layers: Layers, bodies: Sequence[Body | None], sprites: Tensor, ground: Tensor
+    ) -> Tensor:
+        """Composite the background, the bodies and the sprites: (B, T, 3, H, W) in [0, 1]."""
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
         pixel = torch.stack(
             torch.meshgrid(
@@ -483,6 +373,9 @@ class ProceduralVideo:
         for first in range(0, frames, RUN):
             run = slice(first, first + RUN)
             part, some = image[:, run], layers.during(run)
+            for frame, body in zip(part, bodies, strict=True):
+                if body is not None:
+                    body.during(run).draw(frame)
             for k in torch.nonzero(used).flatten().tolist():
                 rows, columns = some.box(k + 1, height, width)
                 if rows.start >= rows.stop or columns.start >= columns.stop:
@@ -494,56 +387,69 @@ class ProceduralVideo:
         return image
 
     def points(
-        self, layers: Layers, sprites: Tensor, count: int, video: Tensor, broken: Tensor
+        self,
+        layers: Layers,
+        bodies: Sequence[Body | None],
+        sprites: Tensor,
+        count: int,
+        video: Tensor,
+        broken: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tracks of points that are visible in their query frame, sprites and edges in the video
-        (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T).
+        """Tracks of points that are visible in their query frame, sprites, bodies and edges in the
+        video (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T).
         """
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
-        device, many = self.device, 4 * count
+        device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
         query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
         query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
         query = query * ~broken.gather(1, query)  # the first frame is never broken
         xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
-        cover = self.coverage(layers, sprites, xy[:, None].expand(-1, frames, -1, -1))
-        cover = cover.gather(2, query[:, None, None].expand(-1, sprites.shape[1], 1, -1))[
+        here = xy[:, None].expand(-1, frames, -1, -1)
+        cover = self.coverage(layers, sprites, here)
+        cover = cover.gather(2, query[:, None, None].expand(-1, layer - 1, 1, -1))[
             :, :, 0
         ]  # (B, K, many)
-        top = (cover > 0.5).float() * torch.arange(1, sprites.shape[1] + 1, device=device)[
-            None, :, None
-        ]
-        top = top.amax(1).long()
-        clear = ((cover < 0.02) | (cover > 0.98)).all(1)  # a blended edge shows no single surface
-        edge = edges(video, xy, query)
-        animal = (top > 0) & (top <= FIGURE) & self.is_figure[:, None]
-        score = self.uniform(batch, many) + (top > 0) * 0.35 + edge * 0.35 + animal * 0.35
-        score = score - 10.0 * ~clear
+        number = torch.arange(1, layer, device=device)[:, None]
+        top = ((cover > 0.5) * number).amax(1)
+        behind = self.body_coverage(bodies, here).gather(1, query[:, None])[:, 0]
+        on_body = (top == 0) & (behind > 0.5)
+        # A blended edge shows no single surface.
+        clear = ((cover < 0.02) | (cover > 0.98)).all(1)
+        clear = clear & ((top > 0) | (behind < 0.02) | (behind > 0.98))
+        score = self.uniform(batch, many) + edges(video, xy, query) * 0.35
+        score = score + (top > 0) * 0.35 + on_body * 0.7 - 10.0 * ~clear
         keep = score.topk(count, 1).indices
-        xy, top, query = (
+        xy, top, query, on_body = (
             x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
-            for x in (xy, top, query)
+            for x in (xy, top, query, on_body)
         )
 
         # Layer coordinates of the surface seen in the query frame, then forward through time.
         here = xy[:, None].expand(-1, frames, -1, -1)
-        u = torch.stack([layers.to_layer(here, k) for k in range(sprites.shape[1] + 1)], 1)
-        pick = (
-            torch.arange(batch, device=device)[:, None],
-            top,
-            query,
-            torch.arange(count, device=device),
-        )
-        tracks = layers.to_image(u[pick], top)
+        u = torch.stack([layers.to_layer(here, k) for k in range(layer)], 1)
+        pick = (torch.arange(batch, device=device)[:, None], top, query)
+        tracks = layers.to_image(u[(*pick, torch.arange(count, device=device))], top)
+        hidden = (top == 0)[:, None] & (self.body_coverage(bodies, tracks) > 0.5)
+        for b, body in enumerate(bodies):
+            if body is not None:
+                path, lost = body.follow(xy[b], query[b])
+                tracks[b] = torch.where(on_body[b, :, None], path, tracks[b])
+                hidden[b] = torch.where(on_body[b], lost, hidden[b])
         inside = (
             (tracks >= 0) & (tracks <= torch.tensor([width - 1, height - 1], device=device))
         ).all(-1)
         over = self.coverage(layers, sprites, tracks) > 0.5
-        above = (
-            torch.arange(1, sprites.shape[1] + 1, device=device)[None, :, None, None]
-            > top[:, None, None]
-        )
-        seen = inside & ~(over & above).any(1) & ~broken[..., None]
+        above = number[:, None] > top[:, None, None]
+        seen = inside & ~hidden & ~(over & above).any(1) & ~broken[..., None]
         return tracks, seen, query
+
+    def body_coverage(self, bodies: Sequence[Body | None], xy: Tensor) -> Tensor:
+        """How much of pixels xy (B, T, N, 2) their clip's body covers: (B, T, N)."""
+        cover = torch.zeros(xy.shape[:3], device=self.device)
+        for b, body in enumerate(bodies):
+            if body is not None:
+                cover[b] = body.look(xy[b])[0]
+        return cover
 
     def coverage(self, layers: Layers, sprites: Tensor, xy: Tensor) -> Tensor:
         """Alpha of every sprite at pixels xy (B, T, N, 2): (B, K, T, N)."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.dice import Dice
+
 SIDE = 512  # px of a texture in the bank
 
 
@@ -35,7 +37,7 @@ def read_photographs(folder: str | Path) -> list[np.ndarray]:
     return photographs
 
 
-class TextureBank:
+class TextureBank(Dice):
     """A bank of square RGB textures, (count, 3, SIDE, SIDE) in [0, 1], and photographs beside
     them.
     """
@@ -44,13 +46,12 @@ class TextureBank:
         self,
         count: int,
         rng: torch.Generator,
-        device: torch.device,
         photographs: Sequence[np.ndarray] = (),
     ):
-        self.rng, self.device = rng, device
+        super().__init__(rng)
         self.generated = torch.stack([self.make() for _ in range(count)])
         self.photographs = [
-            torch.from_numpy(p).to(device).movedim(-1, 0).float() / 255 for p in photographs
+            torch.from_numpy(p).to(self.device).movedim(-1, 0).float() / 255 for p in photographs
         ]
 
     def draw(self, count: int, side: int) -> Tensor:
@@ -58,22 +59,25 @@ class TextureBank:
         return torch.stack([self.crop(side) for _ in range(count)])
 
     def crop(self, side: int) -> Tensor:
-        # Crop between half and the whole of the wanted size on the texture: magnified, never
-        # minified, so no aliasing.
+        # From twice magnified to the whole texture: frames of a camera are sharp and full of
+        # detail, and some of their surfaces are smooth.
         texture = self.generated[self.integer(len(self.generated))]
         if self.photographs and self.number() < 0.7:
             texture = self.photographs[self.integer(len(self.photographs))]
-        limit = min(*texture.shape[1:], side)
-        extent = int(limit * (0.5 + 0.5 * self.number()))
+        limit = min(texture.shape[1:])
+        least = min(limit, side // 2)
+        extent = int(least * (limit / least) ** self.number())
         top, left = (self.integer(n - extent + 1) for n in texture.shape[1:])
         crop = texture[:, top : top + extent, left : left + extent]
         if self.number() < 0.5:
             crop = crop.flip(-1)
         if self.number() < 0.5:
             crop = crop.transpose(-1, -2)
-        crop = F.interpolate(crop[None], (side, side), mode='bilinear', align_corners=True)[0]
+        crop = F.interpolate(crop[None], (side, side), mode='bilinear', antialias=True)[0]
         contrast, mean = 0.35 + 0.9 * self.number(), crop.mean((1, 2), keepdim=True)
-        mix = 0.5 * torch.eye(3, device=self.device) + 0.2 + 0.2 * self.normal(3, 3)
+        mix = torch.eye(3, device=self.device)
+        if self.number() < 0.5:  # the other half keeps its colours
+            mix = 0.5 * mix + 0.2 + 0.2 * self.normal(3, 3)
         crop = torch.einsum('ij,jhw->ihw', mix, crop - mean) * contrast
         grey, tint = 0.2 + 0.6 * self.number(), 0.3 * self.number() * (self.uniform(3, 1, 1) - 0.5)
         return (crop + grey + tint).clamp(0, 1)
@@ -186,15 +190,3 @@ class TextureBank:
     def stretch(self, x: Tensor) -> Tensor:
         low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
         return (x - low) / (high - low + 1e-6)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.rng, device=self.device)
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.rng, device=self.device)
-
-    def number(self) -> float:
-        return float(self.uniform(1))
-
-    def integer(self, below: int) -> int:
-        return int(torch.randint(below, (1,), generator=self.rng, device=self.device))
