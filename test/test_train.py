@@ -12,8 +12,10 @@ pytest.importorskip('tensorboard')
 import yaml  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-from cotracker_ros.model import build_model  # noqa: E402
+from cotracker_ros.engines import find_model  # noqa: E402
+from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
+from train import contrastive  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
 from train.procedural import Clips, SceneConfig  # noqa: E402
 from train.realtime import RealtimeRecipe, intercept  # noqa: E402
@@ -279,3 +281,20 @@ def test_losses_of_windows_by_hand():
 def first_places(clips):
     index = clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2)
     return clips.tracks.gather(1, index)[:, 0]
+
+
+def test_the_contrastive_stage_goes_on_from_weights_and_from_its_own_file(tmp_path, monkeypatch):
+    start, output = find_model('realtime').with_suffix('.safetensors'), tmp_path / 'encoder.pt'
+    shipped = load_checkpoint(start).encoder.state_dict()
+
+    def run(steps):
+        given = f'--start {start} --output {output} --steps {steps} --clips 1 --points 8 --lr 0'
+        monkeypatch.setattr('sys.argv', ['contrastive.py', *given.split()])
+        contrastive.main()
+        return torch.load(output, weights_only=True)
+
+    first = run(1)
+    for name, value in shipped.items():
+        if name.endswith('weight'):  # batch norm's statistics move by themselves
+            assert torch.allclose(first['encoder'][name], value, atol=1e-4), name
+    assert (first['step'], run(2)['step']) == (1, 2)

@@ -539,7 +539,7 @@ def _render_held_out(path: Path, clips: int, frames: int, points: int) -> None:
         scale = 512 / min(image.shape[:2])
         size = [round(scale * n) for n in image.shape[1::-1]]
         photographs.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    scene = SceneConfig(size=BADJA_SIZE, frames=frames)
+    scene = SceneConfig(size=BADJA_SIZE, frames=frames, bodies=0.5)
     source = ProceduralVideo(scene, HELD_OUT_SEED, textures=photographs, bank=8)
     content, notes = {}, []
     for c in range(clips):
