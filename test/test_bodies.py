@@ -16,23 +16,18 @@ def dice():
     return Dice(torch.Generator().manual_seed(4))
 
 
-def plain(axes, centre, camera=None, coat=None, sun=(0.0, 0.0, 0.0)):
-    """A body of ellipsoids that don't move, for one frame."""
-    count = len(axes)
-    return Body(
-        Parts(torch.as_tensor(axes)[None], torch.as_tensor(centre)[None]),
-        torch.eye(3)[None] if camera is None else camera,
-        torch.ones(3, 8, 8) if coat is None else coat,
-        torch.zeros(count, 2),
-        torch.ones(count),
-        torch.tensor(sun),
-    )
+def plain(axes, centre):
+    """A white body of ellipsoids (T, K, 3, 3) and (T, K, 3) px, the camera still, no light."""
+    frames, count = axes.shape[:2]
+    camera, coat = torch.eye(3).expand(frames, 3, 3), torch.ones(3, 8, 8)
+    offset, shade = torch.zeros(count, 2), torch.ones(count)
+    return Body(Parts(axes, centre), camera, coat, offset, shade, torch.zeros(3))
 
 
 def test_a_line_of_sight_meets_the_nearest_surface(dice):
     # Against the surfaces as clouds of points, projected.
     axes, centre = 9 * dice.normal(3, 3, 3), 10 * dice.normal(3, 3) + 40
-    body = plain(axes, centre)
+    body = plain(axes[None], centre[None])
     xy = dice.uniform(1, 60, 2, low=20, high=60)
     cover, depth, part, u = body.look(xy)
     ball = torch.nn.functional.normalize(dice.normal(400_000, 3), dim=-1)
@@ -54,7 +49,7 @@ def test_a_line_of_sight_meets_the_nearest_surface(dice):
 
 def test_coverage_is_the_share_of_a_pixel_that_is_covered():
     # A disc of radius 10.3: coverage summed over pixels is its area.
-    body = plain(10.3 * torch.eye(3)[None], torch.tensor([[20.2, 19.6, 0.0]]))
+    body = plain(10.3 * torch.eye(3)[None, None], torch.tensor([[[20.2, 19.6, 0.0]]]))
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing='ij')
     cover = body.look(torch.stack([x, y], -1).view(1, -1, 2))[0]
     assert float(cover.sum()) == pytest.approx(math.pi * 10.3**2, rel=0.005)
@@ -64,14 +59,7 @@ def test_a_point_of_a_turning_ball_goes_round_and_is_hidden_behind():
     frames = 24
     angle = torch.arange(frames) * (2 * math.pi / frames)
     turn = axis_rotation(1, angle)[:, None]
-    body = Body(
-        Parts(10 * turn, torch.tensor([20.0, 20.0, 0.0]).expand(frames, 1, 3)),
-        torch.eye(3).expand(frames, 3, 3),
-        torch.ones(3, 8, 8),
-        torch.zeros(1, 2),
-        torch.ones(1),
-        torch.zeros(3),
-    )
+    body = plain(10 * turn, torch.tensor([20.0, 20.0, 0.0]).expand(frames, 1, 3))
     track, hidden = body.follow(torch.tensor([[20.0, 20.0]]), torch.tensor([0]))
     assert torch.allclose(track[:, 0, 0], 20 - 10 * angle.sin(), atol=1e-3)
     assert torch.allclose(track[:, 0, 1], torch.full((frames,), 20.0), atol=1e-3)

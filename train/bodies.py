@@ -70,8 +70,8 @@ class Body:
         size = parts.axes.norm(dim=-2)
         self.span = size[0, :, :2] / size[0].amax() / SKIN  # of a part on the coat
 
-    def during(self, frames: slice) -> Body:
-        """The same body at some of the times."""
+    def during(self, frames: slice | Tensor) -> Body:
+        """The same body at some of the times, in any order."""
         part = copy.copy(self)
         part.parts = Parts(*(x[frames] for x in self.parts))
         for name in ('camera', 'view', 'unit', 'slope', 'thickness', 'outline'):
@@ -114,9 +114,8 @@ class Body:
         """The surface seen at xy (N, 2) px in frames query (N,): its image px in all frames, (T,
         N, 2), and where another part of the body hides it or it faces away, (T, N).
         """
-        points = torch.arange(len(xy), device=xy.device)
-        _, _, part, u = self.look(xy.expand(len(self.camera), -1, -1))
-        track, depth = self.to_image(part[query, points], u[query, points])
+        _, _, part, u = self.during(query).look(xy[:, None])
+        track, depth = self.to_image(part[:, 0], u[:, 0])
         return track, depth > self.look(track)[1] + 0.5
 
     def colour(self, k: int, u: Tensor) -> Tensor:
@@ -139,8 +138,7 @@ class Body:
         """Draw the body over frames (T, 3, H, W) in [0, 1], in place."""
         height, width = image.shape[2:]
         depth = torch.full((len(image), height, width), math.inf, device=image.device)
-        axes = [torch.arange(n, device=image.device).float() for n in (width, height)]
-        pixel = torch.stack(torch.meshgrid(*axes, indexing='xy'), -1)
+        pixel = pixels(height, width, image.device)
         for k in self.parts.centre[..., 2].mean(0).argsort(descending=True).tolist():
             rows, columns = self.box(k, height, width)
             if rows.start >= rows.stop or columns.start >= columns.stop:
@@ -164,12 +162,22 @@ class Body:
         reach = self.parts.axes[:, k, :2].norm(dim=-1) + 1
         corner = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], device=reach.device)
         place = self.parts.centre[:, k, None, :2] + corner * reach[:, None]
-        x, y = transform(self.camera, place).unbind(-1)
-        sides = []
-        for value, size in ((y, height), (x, width)):
-            low, high = value.amin().floor().clamp(0, size), (value.amax().ceil() + 1)
-            sides.append(slice(int(low), int(high.clamp(0, size))))
-        return sides[0], sides[1]
+        return bounds(transform(self.camera, place), height, width)
+
+
+def bounds(xy: Tensor, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of an image that hold all of the pixels xy (..., 2)."""
+    sides = []
+    for value, size in ((xy[..., 1], height), (xy[..., 0], width)):
+        low, high = value.amin().floor().clamp(0, size), (value.amax().ceil() + 1)
+        sides.append(slice(int(low), int(high.clamp(0, size))))
+    return sides[0], sides[1]
+
+
+def pixels(height: int, width: int, device: torch.device) -> Tensor:
+    """Every pixel's x, y: (height, width, 2)."""
+    axes = [torch.arange(n, device=device).float() for n in (width, height)]
+    return torch.stack(torch.meshgrid(*axes, indexing='xy'), -1)
 
 
 def transform(matrix: Tensor, xy: Tensor) -> Tensor:
@@ -306,6 +314,5 @@ def axis_rotation(axis: int, angle: Tensor) -> Tensor:
     """Rotations by angles (T,) about a coordinate axis: (T, 3, 3)."""
     c, s, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
     rows = [[one, zero, zero], [zero, c, -s], [zero, s, c]]
-    order = [(axis + k) % 3 for k in range(3)]
-    rows = [[rows[order.index(i)][order.index(j)] for j in range(3)] for i in range(3)]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    about_x = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    return about_x.roll((axis, axis), (-2, -1))

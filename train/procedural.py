@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.bodies import Body, random_body, transform
+from train.bodies import Body, bounds, pixels, random_body, transform
 from train.dice import Dice
 from train.textures import TextureBank
 
@@ -106,11 +106,7 @@ class Layers:
         x, y, w = (self.forward[:, layer] @ corners.T).unbind(2)
         if w.amin() < 0.05:  # seen almost along its plane: it may reach anywhere
             return slice(0, height), slice(0, width)
-        sides = []
-        for value, size in ((y / w, height), (x / w, width)):
-            low, high = value.amin().floor().clamp(0, size), (value.amax().ceil() + 1)
-            sides.append(slice(int(low), int(high.clamp(0, size))))
-        return sides[0], sides[1]
+        return bounds(torch.stack([x / w, y / w], -1), height, width)
 
     def wave(self, v: Tensor, layer: Tensor | int) -> Tensor:
         """Displacement of the non-rigid wave at v (B, T, ..., 2)."""
@@ -356,14 +352,7 @@ class ProceduralVideo(Dice):
     ) -> Tensor:
         """Composite the background, the bodies and the sprites: (B, T, 3, H, W) in [0, 1]."""
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
-        pixel = torch.stack(
-            torch.meshgrid(
-                torch.arange(width, device=self.device),
-                torch.arange(height, device=self.device),
-                indexing='xy',
-            ),
-            -1,
-        ).float()
+        pixel = pixels(height, width, self.device)
         image = sample(
             ground,
             layers.to_layer(pixel.expand(batch, frames, height, width, 2), 0),

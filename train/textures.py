@@ -65,8 +65,7 @@ class TextureBank(Dice):
         if self.photographs and self.number() < 0.7:
             texture = self.photographs[self.integer(len(self.photographs))]
         limit = min(texture.shape[1:])
-        least = min(limit, side // 2)
-        extent = int(least * (limit / least) ** self.number())
+        extent = int(self.size(min(limit, side // 2), limit))
         top, left = (self.integer(n - extent + 1) for n in texture.shape[1:])
         crop = texture[:, top : top + extent, left : left + extent]
         if self.number() < 0.5:
