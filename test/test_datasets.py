@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -271,6 +272,24 @@ def test_broken_badja_folders_say_what_is_wrong(tmp_path, rng):
     path.write_text(json.dumps(notes))
     with pytest.raises(DataError, match='no jpg or png frame'):
         list(datasets.badja(tmp_path))
+
+
+def test_videos_with_masks_but_no_joints(tmp_path, rng):
+    write_badja(tmp_path, rng)
+    with pytest.raises(DataError, match='without joints'):
+        list(datasets.davis_masks(tmp_path))
+    for folder in ('JPEGImages', 'Annotations'):
+        shutil.copytree(tmp_path / folder / 'dog', tmp_path / folder / 'cat')
+    (clip,) = datasets.davis_masks(tmp_path)
+    assert clip.name == 'cat' and clip.video.shape == (8, 320, 512, 3) and not clip.known.any()
+    x, y = clip.queries[:, 1:].T
+    # The mask is the picture's first quarter, to within a pixel of the written picture.
+    assert ((x < 256) & (y < 160)).tolist() == [True] * 48 + [False] * 24
+    assert clip.side[3, 80, 128] == 1 and clip.side[3, 200, 300] == -1
+    assert np.flatnonzero(clip.side[3, 80] == 0).size == 4  # two pixels on each side of the edge
+    (tmp_path / 'Annotations' / 'cat' / '00003.png').unlink()
+    with pytest.raises(DataError, match=r'00003\.png: cannot be read'):
+        list(datasets.davis_masks(tmp_path))
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason=f'no DAVIS videos at {DAVIS}')

@@ -156,6 +156,8 @@ def test_a_clip_is_judged_by_its_own_protocol():
     assert set(evaluate.score(replace(clip, area=area), far, clip.visible, False)) == {
         'badja_segment', 'badja_3px',
     }  # fmt: skip
+    side = np.ones((8, 64, 64), np.int8)
+    assert evaluate.score(replace(clip, side=side), far, clip.visible, False)['on_object'] == 100
     pose = datasets.Pose(np.full(size, 9.0), np.full(size, 99.0), np.full(3, 0.05))
     assert set(evaluate.score(replace(clip, pose=pose), far, clip.visible, False)) == {
         'pck', 'oks', 'temporal_consistency',

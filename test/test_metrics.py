@@ -171,6 +171,24 @@ def test_within_and_occluded_by_hand():
     assert np.isnan(metrics.occluded_accuracy(query_t, truth, seen(0, 0, 0, 0), xy, SIZE))
 
 
+def test_on_object_by_hand():
+    # A row of pixels: beside, edge, object, edge, beside; it moves right by one in frame 2. The
+    # first point is the object's and stays where it is asked for: on it, at its edge, and then,
+    # unseen, beside it. The second is the background's and runs into the object.
+    side = np.array([[[-1, 0, 1, 0, -1, -1]], [[-1, 0, 1, 0, -1, -1]], [[-1, -1, 0, 1, 0, -1]]])
+    x = np.array([[2.0, 5], [3.4, 4], [0, 3]])
+    visible = np.array([[1, 1], [1, 1], [0, 1]], bool)
+    scores = metrics.on_object(
+        np.array([0, 0]), np.stack([x, np.zeros_like(x)], -1), visible, side
+    )
+    assert scores == {'on_object': 100, 'held': 50, 'on_background': 50}
+    visible[2, 0] = True
+    scores = metrics.on_object(
+        np.array([0, 1]), np.stack([x, np.zeros_like(x)], -1), visible, side
+    )
+    assert scores == {'on_object': 50, 'held': 50, 'on_background': 0}
+
+
 def test_pose_by_hand():
     # One joint, head 10 px, annotated in frames 0, 2 and 3; errors 4.9 and 5.1: one is near.
     truth, xy = track(0, 50, 0, 0), track(0, 99, 4.9, 5.1)

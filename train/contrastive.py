@@ -34,6 +34,10 @@ def main() -> None:
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=6000)
     parser.add_argument('--clips', type=int, default=4)
+    parser.add_argument('--frames', type=int, default=4, help='in a group')
+    parser.add_argument(
+        '--size', type=int, nargs=2, default=(192, 256), help='height and width, px'
+    )
     parser.add_argument('--points', type=int, default=160)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--lr', type=float, default=2e-3)
@@ -59,7 +63,7 @@ def main() -> None:
         start = saved['step']
     stream = StreamConfig(clips=args.clips, points=args.points, pace=(0.3, 12.0), shuffle=True)
     source = ClipStream(
-        SceneConfig(frames=4, bodies=0.6, twins=0.15, jpeg=0.3),
+        SceneConfig(size=tuple(args.size), frames=args.frames, bodies=0.6, twins=0.15, jpeg=0.3),
         stream,
         args.seed,
         start,

@@ -45,6 +45,8 @@ class Clip:
     area: np.ndarray | None = None  # (T,) px of the object's mask, NaN without annotation (BADJA)
     pose: Pose | None = None  # of people's joints (PoseTrack)
     reach: float | None = None  # px within which a point is right (FastCapture)
+    # (T, H, W) int8, 1 on the object, -1 beside it, 0 within 2 px of its edge (DAVIS: no tracks)
+    side: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Raise DataError where the parts do not belong together."""
@@ -123,14 +125,50 @@ def _badja_clip(root: Path, path: Path) -> Clip:
         t = frame - first
         tracks[t] = joints[:, ::-1] * (width / 1920, height / 1080)
         visible[t], known[t] = seen, seen
-        mask = _read_image(root / 'Annotations' / name / f'{images[frame].stem}.png')
-        shape = (width, height)
-        small = cv2.resize(mask.any(2).astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST)
-        area[t] = small.sum()
+        area[t] = _read_mask(root / 'Annotations' / name / f'{images[frame].stem}.png').sum()
     asked = visible[0]
     tracks, visible, known = tracks[:, asked], visible[:, asked], known[:, asked]
     queries = np.concatenate([np.zeros((asked.sum(), 1), np.float32), tracks[0]], 1)
     return Clip(name, video, queries, tracks, visible, known, area)
+
+
+def davis_masks(root: str | Path, inside: int = 48, outside: int = 24) -> Iterator[Clip]:
+    """Yield the videos of a DAVIS folder at 320 x 512 with their object's masks; tracks unknown.
+
+    root as for `badja`; videos with joint_annotations are left out, so that what is chosen here
+    can be measured there. Queries: random points of frame 0, `inside` on the object and
+    `outside` beside it.
+    """
+    root = Path(root)
+    names = sorted(path.name for path in (root / 'Annotations').glob('*') if path.is_dir())
+    names = [name for name in names if not (root / 'joint_annotations' / f'{name}.json').exists()]
+    if not names:
+        raise DataError(f'{root}: no Annotations/NAME folder of a video without joints')
+    for name in names:
+        images = _frame_files(root / 'JPEGImages' / name)
+        masks = [_read_mask(root / 'Annotations' / name / f'{i.stem}.png') for i in images]
+        side = np.stack([_side(mask) for mask in masks])
+        rng = np.random.default_rng(1)
+        places = [(np.argwhere(side[0] == 1), inside), (np.argwhere(side[0] == -1), outside)]
+        xy = [p[rng.integers(len(p), size=n), ::-1] for p, n in places if len(p)]
+        xy = np.concatenate(xy).astype(np.float32)
+        queries = np.concatenate([np.zeros((len(xy), 1), np.float32), xy], 1)
+        tracks = np.zeros((len(images), len(xy), 2), np.float32)
+        unknown = np.zeros(tracks.shape[:2], bool)
+        video = read_frames(images, BADJA_SIZE)
+        yield Clip(name, video, queries, tracks, unknown, unknown, side=side)
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """Return a DAVIS mask at BADJA_SIZE, (H, W) 0 or 1."""
+    mask = _read_image(path).any(2).astype(np.uint8)
+    return cv2.resize(mask, BADJA_SIZE[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _side(mask: np.ndarray) -> np.ndarray:
+    """Return where a pixel lies, (H, W) int8: see Clip.side."""
+    square = np.ones((5, 5), np.uint8)
+    return cv2.erode(mask, square).astype(np.int8) + cv2.dilate(mask, square) - 1
 
 
 TAPVID_SIZE = (256, 256)  # (H, W): the benchmark's resolution, for tracking and for measuring

@@ -193,12 +193,15 @@ def both_ways(tracker: Tracker) -> Tracker:
 def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dict[str, float]:
     """Return the measures that belong to a clip.
 
-    BADJA's where it has mask areas, FastCapture's where it has a reach, PoseTrack's where it has
-    heads, else TAP-Vid's, survival and what becomes of points while and after they are hidden.
+    BADJA's where it has mask areas, whether points stay on the object where it has masks,
+    FastCapture's where it has a reach, PoseTrack's where it has heads, else TAP-Vid's, survival
+    and what becomes of points while and after they are hidden.
     """
     if clip.area is not None:
         return metrics.badja(xy, clip.tracks, clip.visible, clip.area)
     query_t = clip.queries[:, 0].astype(int)
+    if clip.side is not None:
+        return metrics.on_object(query_t, xy, visible, clip.side)
     truth = (query_t, clip.tracks, clip.visible)
     if clip.reach is not None:
         return {'within_reach': metrics.within(*truth, xy, clip.reach)}
@@ -311,6 +314,7 @@ def _only_first(read: Callable[[Path], Iterable[Clip]]) -> Callable[..., Iterabl
 
 READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
     'badja': _only_first(datasets.badja),
+    'davis_masks': _only_first(datasets.davis_masks),
     'procedural': _only_first(datasets.held_out),
     'dynamic_replica': _only_first(datasets.dynamic_replica),
     'posetrack': _only_first(datasets.posetrack),
@@ -324,6 +328,9 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
 COLUMNS = {
     'badja_segment': 'segment',
     'badja_3px': '3 px',
+    'on_object': 'on object',
+    'held': 'held',
+    'on_background': 'on background',
     'within_reach': 'within 3 px',
     'pck': 'PCK',
     'oks': 'OKS',

@@ -87,6 +87,32 @@ def within(
     return _share((_distance(xy, truth) < px) & judged, judged)
 
 
+def on_object(
+    query_t: np.ndarray, xy: np.ndarray, visible: np.ndarray, side: np.ndarray
+) -> dict[str, float]:
+    """Return whether points stay on what they were taken from. side (T, H, W): 1 on the object,
+    -1 beside it, 0 at its edge.
+
+    on_object: of the frames in which a point of the object is called visible, the share in which
+    it is not beside the object. held: the same of all frames after its query. on_background: of
+    the frames in which another point is called visible, the share in which it is not on the
+    object. Our definition: it needs no true tracks; it tells points that are lost to something
+    else, not those that slide on the object.
+    """
+    points = np.arange(len(query_t))
+    column, row = np.moveaxis(np.round(xy).astype(int), -1, 0)
+    row, column = row.clip(0, side.shape[1] - 1), column.clip(0, side.shape[2] - 1)
+    here = side[np.arange(len(side))[:, None], row, column]
+    own = here[query_t, points] > 0
+    judged = _judged(query_t, len(side), strided=False)
+    kept, other = judged & own, judged & ~own & visible
+    return {
+        'on_object': _share(kept & visible & (here >= 0), kept & visible),
+        'held': _share(kept & visible & (here >= 0), kept),
+        'on_background': _share(other & (here <= 0), other),
+    }
+
+
 def occluded_accuracy(
     query_t: np.ndarray,
     truth: np.ndarray,
