@@ -299,7 +299,7 @@ class Refiner(nn.Module):
         cache_width). Returns every iteration's estimate and the new caches.
         """
         xy = motion.xy + self.config.momentum * motion.velocity
-        best = self.best_places(maps[1], xy.shape)
+        best = self.best_places(maps, xy.shape)
         middle = last_cell(maps[0]) * (self.config.strides[0] / 2)
         estimates, caches = [], []
         for k in range(iterations):
@@ -360,12 +360,14 @@ class Refiner(nn.Module):
         value = torch.cat([window, window.amax(-1, keepdim=True)], -1)
         return value.flatten(-2), share @ self.offsets
 
-    def best_places(self, level: Tensor, shape: torch.Size) -> BestPlaces:
-        """The best place of the whole map at the second stride, per template: a sharp soft
-        arg-max, because with a hard one rounding decides between two equally good places, and
-        runtimes round differently.
+    def best_places(self, maps: list[Tensor], shape: torch.Size) -> BestPlaces:
+        """The best place of the whole image per template, where the second and third strides
+        agree: a sharp soft arg-max, because with a hard one rounding decides between two equally
+        good places, and runtimes round differently.
         """
-        height, width = level.shape[-2:]
+        fine, coarse = maps[1], maps[2]
+        height, width = fine.shape[-2:]
+        level = (fine + F.interpolate(coarse, size=(height, width), mode='bilinear')) / 2
         flat = level.flatten(2)
         share = (flat * self.config.far_sharpness).softmax(-1)
         axes = [torch.arange(n, dtype=level.dtype, device=level.device) for n in (width, height)]
