@@ -125,10 +125,10 @@ def _badja_clip(root: Path, path: Path) -> Clip:
         t = frame - first
         tracks[t] = joints[:, ::-1] * (width / 1920, height / 1080)
         visible[t], known[t] = seen, seen
-        area[t] = _read_mask(root / 'Annotations' / name / f'{images[frame].stem}.png').sum()
+        area[t] = _read_mask(root, images[frame]).sum()
     asked = visible[0]
     tracks, visible, known = tracks[:, asked], visible[:, asked], known[:, asked]
-    queries = np.concatenate([np.zeros((asked.sum(), 1), np.float32), tracks[0]], 1)
+    queries = np.insert(tracks[0], 0, 0, axis=1)
     return Clip(name, video, queries, tracks, visible, known, area)
 
 
@@ -140,27 +140,28 @@ def davis_masks(root: str | Path, inside: int = 48, outside: int = 24) -> Iterat
     `outside` beside it.
     """
     root = Path(root)
-    names = sorted(path.name for path in (root / 'Annotations').glob('*') if path.is_dir())
-    names = [name for name in names if not (root / 'joint_annotations' / f'{name}.json').exists()]
+    joints = root / 'joint_annotations'
+    folders = [path for path in (root / 'Annotations').glob('*') if path.is_dir()]
+    names = sorted(path.name for path in folders if not (joints / f'{path.name}.json').exists())
     if not names:
         raise DataError(f'{root}: no Annotations/NAME folder of a video without joints')
     for name in names:
         images = _frame_files(root / 'JPEGImages' / name)
-        masks = [_read_mask(root / 'Annotations' / name / f'{i.stem}.png') for i in images]
-        side = np.stack([_side(mask) for mask in masks])
+        side = np.stack([_side(_read_mask(root, image)) for image in images])
         rng = np.random.default_rng(1)
         places = [(np.argwhere(side[0] == 1), inside), (np.argwhere(side[0] == -1), outside)]
         xy = [p[rng.integers(len(p), size=n), ::-1] for p, n in places if len(p)]
         xy = np.concatenate(xy).astype(np.float32)
-        queries = np.concatenate([np.zeros((len(xy), 1), np.float32), xy], 1)
+        queries = np.insert(xy, 0, 0, axis=1)
         tracks = np.zeros((len(images), len(xy), 2), np.float32)
         unknown = np.zeros(tracks.shape[:2], bool)
         video = read_frames(images, BADJA_SIZE)
         yield Clip(name, video, queries, tracks, unknown, unknown, side=side)
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    """Return a DAVIS mask at BADJA_SIZE, (H, W) 0 or 1."""
+def _read_mask(root: Path, image: Path) -> np.ndarray:
+    """Return the mask of a DAVIS folder's picture at BADJA_SIZE, (H, W) 0 or 1."""
+    path = root / 'Annotations' / image.parent.name / f'{image.stem}.png'
     mask = _read_image(path).any(2).astype(np.uint8)
     return cv2.resize(mask, BADJA_SIZE[::-1], interpolation=cv2.INTER_NEAREST)
 
@@ -475,7 +476,7 @@ def dynamic_replica(root: str | Path, points: int = 256) -> Iterator[Clip]:
             continue
         index = index[np.unique(np.linspace(0, len(index) - 1, points).round().astype(int))]
         tracks, visible = tracks[:, index], visible[:, index]
-        queries = np.concatenate([np.zeros((len(index), 1), np.float32), tracks[0]], 1)
+        queries = np.insert(tracks[0], 0, 0, axis=1)
         yield Clip(name, video, queries, tracks, visible, np.ones_like(visible))
 
 

@@ -106,9 +106,11 @@ def on_object(
     own = here[query_t, points] > 0
     judged = _judged(query_t, len(side), strided=False)
     kept, other = judged & own, judged & ~own & visible
+    told = kept & visible
+    right = told & (here >= 0)
     return {
-        'on_object': _share(kept & visible & (here >= 0), kept & visible),
-        'held': _share(kept & visible & (here >= 0), kept),
+        'on_object': _share(right, told),
+        'held': _share(right, kept),
         'on_background': _share(other & (here <= 0), other),
     }
 
