@@ -163,6 +163,23 @@ def test_nothing_is_visible_in_a_broken_frame_and_no_query_is_in_one():
     assert asked.all()
 
 
+def test_a_post_hides_what_is_behind_it_and_nothing_else():
+    scene = dataclasses.replace(SCENE, frames=12, photometric=0.0)
+    plain = ProceduralVideo(scene, seed=5, bank=4).clips(4, 40)
+    video = ProceduralVideo(dataclasses.replace(scene, posts=1.0), seed=5, bank=4)
+    clips = video.clips(4, 40)
+    # Where the picture is another than without the post, in every row of some columns.
+    changed = (clips.video != plain.video).any(-1).float().mean(2) > 0.5  # (B, T, W)
+    assert not changed[:, 0].any() and changed.any(2).any(1).all()
+    column = clips.tracks[..., 0].round().long()
+    inside = (column >= 0) & (column < changed.shape[2])
+    behind = changed.gather(2, column.clamp(0, changed.shape[2] - 1)) & inside
+    assert behind.any() and not (clips.visible & behind).any()
+    back = behind[:, :-1] & clips.visible[:, 1:]
+    assert back.any()  # some come back from behind it
+    assert clips.visible.gather(1, clips.query_frame[:, None]).all()
+
+
 def test_compression_changes_pixels_and_not_tracks():
     plain = ProceduralVideo(SCENE, seed=6, bank=4).clips(2, 10)
     packed = ProceduralVideo(dataclasses.replace(SCENE, jpeg=1.0), seed=6, bank=4).clips(2, 10)

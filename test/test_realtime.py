@@ -2,15 +2,20 @@
 restarts hold.
 """
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
+from cotracker_ros.model import load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
 from train.procedural import ProceduralVideo, SceneConfig  # noqa: E402
 from train.realtime import Leads, encode, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
+WEIGHTS = Path(__file__).parents[1] / 'cotracker_ros/weights/realtime.safetensors'
 CONFIG = RealtimeConfig(
     stem=16,
     stages=(16, 16, 24, 24),
@@ -29,6 +34,7 @@ def model():
     torch.manual_seed(0)
     model = RealtimeTracker(CONFIG, SIZE).eval()
     torch.nn.init.normal_(model.refiner.head[1].weight, std=0.05)
+    torch.nn.init.normal_(model.calibration.weight, std=0.1)
     return model
 
 
@@ -80,11 +86,13 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
     assert torch.allclose(found[after[1:]], streamed[:-1, :, :2][after[1:]], atol=2e-2)
-    estimate = refine_all(model, features, record, 2)[-1]
-    assert torch.allclose(estimate.xy[0][after].detach(), streamed[..., :2][after], atol=2e-2)
-    assert torch.allclose(
-        estimate.visibility[0][after].detach().sigmoid(), streamed[..., 2][after], atol=2e-3
-    )
+    with torch.no_grad():
+        refined = refine_all(model, features, record, 2)
+        xy, visibility, _ = refined.estimates[-1]
+        evidence = model.evidence(refined.token, xy)
+        shown = (visibility + model.calibration(evidence)[..., 0]).sigmoid()
+    assert torch.allclose(xy[0][after], streamed[..., :2][after], atol=2e-2)
+    assert torch.allclose(shown[0][after], streamed[..., 2][after], atol=2e-3)
 
 
 def encode_exact(model, clips):
@@ -191,11 +199,67 @@ def test_whole_video_tracking_is_the_stream(model, clips):
 def test_calibration_changes_what_is_shown_and_nothing_else(model, clips):
     plan = {0: {0: (30, 40, 0)}}
     plain = run(RealtimeStep(model), clips.video[0], 1, plan, range(1))
-    model.calibration += torch.tensor([1.0, 0.0])
+    model.calibration.bias.data[0] = 1
     shown = run(RealtimeStep(model), clips.video[0], 1, plan, range(1))
-    model.calibration -= torch.tensor([1.0, 0.0])
+    model.calibration.bias.data[0] = 0
     assert torch.equal(plain[..., :2], shown[..., :2])
     assert torch.allclose(plain[1:, 0, 2].logit() + 1, shown[1:, 0, 2].logit(), atol=1e-4)
+
+
+def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(model, clips):
+    frames, start = clips.video[0], clips.query_frame[0]
+    plan = {}
+    for n, t in enumerate(start.tolist()):
+        plan.setdefault(t, {})[n] = (*clips.tracks[0, t, n].tolist(), 0)
+    plain = run(RealtimeStep(model), frames, 5, plan, range(5))
+    model.redetection.bias.data[0] = 2.0  # all points, in every frame
+    streamed = run(RealtimeStep(model), frames, 5, plan, range(5))
+    features = encode_exact(model, clips)
+    record = roll_out(model, features, clips, Leads.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
+    refined = refine_all(model, features, record, 2)
+    model.redetection.bias.data[0] = 0.0
+    after = torch.arange(10)[:, None] > start
+    best = refined.best.place[0, :, :, 0].detach()
+    assert torch.allclose(streamed[..., :2][after], best[after], atol=2e-2)
+    assert (streamed - plain)[..., :2][after].abs().max() > 5
+    assert torch.allclose(streamed[..., 2][after], torch.tensor(2.0).sigmoid(), atol=1e-4)
+    assert torch.allclose(record.motion.xy[0, 1:][after[:-1]], best[:-1][after[:-1]], atol=2e-2)
+    assert not record.motion.velocity[0, 1:][after[:-1]].any()
+
+
+def test_the_shipped_weights_find_points_again_behind_a_post():
+    photographs = pytest.importorskip('skimage.data', reason='its photographs are the picture')
+    wide = np.concatenate([photographs.astronaut()[100:420], photographs.coffee()[40:360]], 1)
+    frames = np.stack([wide[:, 3 * t : 3 * t + 512] for t in range(60)])  # the camera pans
+    frames[10:50, :, 170:340] = wide[::-1, 600:770]  # and a post stands before it for 40 frames
+    rng = np.random.default_rng(1)
+    start = np.stack([rng.uniform(200, 500, 64), rng.uniform(30, 290, 64)], 1)
+    truth = start - np.arange(60)[:, None, None] * [3, 0]
+    queries = torch.tensor(np.concatenate([np.zeros((64, 1)), start], 1), dtype=torch.float32)
+    video = torch.from_numpy(frames).movedim(-1, 1).float()
+    model = load_checkpoint(WEIGHTS)
+    hidden = ((truth[[20, 49], :, 0] > 171) & (truth[[20, 49], :, 0] < 339)).all(0)
+
+    def found():
+        xy = model.track(video, queries).xy.numpy()
+        return (np.linalg.norm(xy - truth, axis=-1) < 8)[:, hidden].mean(1)
+
+    near = found()
+    assert near[9] == 1 and near[49] < 0.1  # behind the post all are lost
+    assert near[59] > 0.6
+    model.redetection.bias.data[0] = -100  # it is redetection that finds them
+    assert found()[59] < 0.3
+
+
+def test_calibration_reads_how_far_inside_the_picture_a_point_is(model):
+    height, width = SIZE
+    xy = torch.tensor([[4.0, 40.0], [width - 1.0, 40.0], [40.0, height + 7.0], [50.0, 24.0]])
+    token = torch.arange(4.0)[:, None].expand(4, CONFIG.width)
+    evidence = model.evidence(token, xy)
+    assert torch.equal(evidence[:, :-2], token)
+    inside = torch.tensor([4.0, 0.0, -8.0, 24.0])
+    assert torch.equal(evidence[:, -2], (inside / 8).clamp(-2, 2))
+    assert torch.equal(evidence[:, -1], inside / 32)
 
 
 def test_image_size_must_fit_the_strides():

@@ -18,7 +18,7 @@ from cotracker_ros.model.realtime import Estimate  # noqa: E402
 from train import contrastive  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
 from train.procedural import Clips, SceneConfig  # noqa: E402
-from train.realtime import RealtimeRecipe, intercept  # noqa: E402
+from train.realtime import RealtimeRecipe, correction  # noqa: E402
 from train.stream import ClipStream, StreamConfig  # noqa: E402
 from train.train import Objective, Run, TrainConfig, read_config  # noqa: E402
 
@@ -138,7 +138,8 @@ def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tm
     for name in ('refiner.embed.0.weight', 'encoder.stem.0.weight'):
         assert torch.equal(kept[name], average[name])
         assert not torch.equal(kept[name], newest[name])
-    assert kept['calibration'].abs().min() > 0
+    assert kept['calibration.weight'].abs().max() > 0
+    assert kept['calibration.bias'].abs().min() > 0
     run.model.load_state_dict(kept)  # strict
 
 
@@ -175,11 +176,22 @@ def test_balanced_cross_entropy_weighs_both_classes_alike():
     assert balanced_bce(logits, target, everyone).item() == pytest.approx(0.5 * (yes + no))
 
 
-def test_the_intercept_makes_probabilities_right():
-    logits = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 2
-    target = torch.arange(4000) < 3000
-    shift = intercept(logits, target)
-    assert (logits + shift).sigmoid().mean().item() == pytest.approx(0.75, abs=1e-4)
+def test_the_correction_finds_what_the_answers_were_drawn_from():
+    rng = torch.Generator().manual_seed(0)
+    evidence, logits = torch.randn(40_000, 3, generator=rng), torch.randn(40_000, generator=rng)
+    drawn_from = (logits + evidence @ torch.tensor([1.0, -0.5, 0.0]) + 0.7).sigmoid()
+    target = torch.rand(40_000, generator=rng) < drawn_from
+    weight, constant = correction(evidence, logits, target)
+    assert torch.allclose(weight, torch.tensor([1.0, -0.5, 0.0]), atol=0.05)
+    assert constant.item() == pytest.approx(0.7, abs=0.05)
+    shown = (logits + evidence @ weight + constant).sigmoid()
+    assert shown.mean().item() == pytest.approx(target.float().mean().item(), abs=1e-4)
+
+
+def test_the_correction_stays_finite_where_the_evidence_tells_all():
+    evidence = torch.tensor([[-1.0], [1.0]])
+    weight, constant = correction(evidence, torch.zeros(2), torch.tensor([False, True]))
+    assert 1 < weight.item() < 20 and abs(constant.item()) < 0.1
 
 
 def joined(one, two):

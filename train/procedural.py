@@ -48,6 +48,7 @@ class SceneConfig:
     photometric: float = 1.0  # strength of lighting, blur and noise
     pause: float = 0.15  # share of clips whose camera stands still
     twins: float = 0.0  # share of sprites that look like the one before
+    posts: float = 0.0  # share of clips in which a post stands before the scene for a while
     faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
     jpeg: float = 0.0  # share of clips compressed as a camera's driver does
 
@@ -68,6 +69,12 @@ class Clips:
     def to(self, device: torch.device | str) -> Clips:
         """Move every tensor."""
         return Clips(*(x.to(device) for x in vars(self).values()))
+
+
+def behind_posts(posts: Tensor, xy: Tensor) -> Tensor:
+    """Whether xy (B, T, N, 2) is behind a post, (B, T, N); posts as `ProceduralVideo.posts`."""
+    column = xy[..., 0].round().clamp(0, posts.shape[-1] - 1).long()
+    return posts.gather(2, column)
 
 
 class Layers:
@@ -341,8 +348,12 @@ class ProceduralVideo(Dice):
         sprites = self.sprites(bodies)
         ground = self.bank.draw(batch, 2 * self.config.size[1])  # a texel a pixel
         video = self.render(layers, bodies, sprites, ground)
-        broken = self.broken(*video.shape[:2])
-        tracks, visible, query_frame = self.points(layers, bodies, sprites, points, video, broken)
+        broken, posts = self.broken(*video.shape[:2]), self.posts(*video.shape[:2])
+        # A post shows the first frame upside down, so it looks like the rest.
+        video = torch.where(posts[:, :, None, None], video[:, :1].flip(-2), video)
+        tracks, visible, query_frame = self.points(
+            layers, bodies, sprites, points, video, broken, posts
+        )
         video = self.replace(self.photometric(video), broken)
         video = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
         return Clips(self.compress(video), tracks, visible, query_frame)
@@ -383,9 +394,11 @@ class ProceduralVideo(Dice):
         count: int,
         video: Tensor,
         broken: Tensor,
+        posts: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tracks of points that are visible in their query frame, sprites, bodies and edges in the
-        video (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T).
+        video (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T), nor behind
+        posts (B, T, W).
         """
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
         device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
@@ -405,6 +418,7 @@ class ProceduralVideo(Dice):
         # A blended edge shows no single surface.
         clear = ((cover < 0.02) | (cover > 0.98)).all(1)
         clear = clear & ((top > 0) | (behind < 0.02) | (behind > 0.98))
+        clear = clear & ~behind_posts(posts, here).gather(1, query[:, None])[:, 0]
         score = self.uniform(batch, many) + edges(video, xy, query) * 0.35
         score = score + (top > 0) * 0.35 + on_body * 0.7 - 10.0 * ~clear
         keep = score.topk(count, 1).indices
@@ -430,6 +444,7 @@ class ProceduralVideo(Dice):
         over = self.coverage(layers, sprites, tracks) > 0.5
         above = number[:, None] > top[:, None, None]
         seen = inside & ~hidden & ~(over & above).any(1) & ~broken[..., None]
+        seen = seen & ~behind_posts(posts, tracks)
         return tracks, seen, query
 
     def body_coverage(self, bodies: Sequence[Body | None], xy: Tensor) -> Tensor:
@@ -487,6 +502,21 @@ class ProceduralVideo(Dice):
         length = (self.uniform(batch, 1) * frames / 2).long() + 1
         t = torch.arange(frames, device=self.device)
         return self.chance(self.config.faults, batch, 1) & (t >= first) & (t < first + length)
+
+    def posts(self, batch: int, frames: int) -> Tensor:
+        """Columns of the picture that a post hides, (B, T, W) bool: in some clips, for up to
+        half of the frames after the first, a post of 15 to 45 % of its width.
+        """
+        width = self.config.size[1]
+        if self.config.posts == 0:
+            return torch.zeros(batch, frames, width, dtype=torch.bool, device=self.device)
+        first = 1 + (self.uniform(batch, 1, 1) * frames / 2).long()
+        length = (self.uniform(batch, 1, 1) * frames / 2).long() + 1
+        t = torch.arange(frames, device=self.device)[:, None]
+        there = self.chance(self.config.posts, batch, 1, 1) & (t >= first) & (t < first + length)
+        middle, half = self.uniform(batch, 1, 1), self.uniform(batch, 1, 1, low=0.075, high=0.225)
+        x = torch.arange(width, device=self.device) / (width - 1)
+        return there & ((x - middle).abs() < half)
 
     def replace(self, video: Tensor, broken: Tensor) -> Tensor:
         """The video (B, T, 3, H, W) with its broken frames black, white, noise, or frozen."""

@@ -14,19 +14,23 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cotracker_ros.model.realtime import (
-    Estimate,
+    BestPlaces,
     Masks,
     Motion,
     PyramidEncoder,
     RealtimeTracker,
+    Refined,
 )
 from train.losses import LossConfig, matching_loss, tracking_loss
 from train.procedural import Clips
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
+LOST = 20.0  # px, how far off a point is that redetection should bring back
+PRIOR = 1e-4  # of calibration against no correction, per squared weight
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class RealtimeRecipe:
     drift: tuple[float, float] = (0.3, 8.0)  # px, how far off such a start is, log-uniform
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
-    calibration: int = 24  # batches at the end on which the probabilities are set right
+    calibration: int = 24  # batches at the end that what it shows, and redetection, are fitted on
 
 
 class Recorded(NamedTuple):
@@ -132,13 +136,19 @@ def roll_out(
 
         maps = model.correlate(current, torch.stack([template, recent], 2)[:, None])
         masks = Masks.build(age[:, None], begun[:, None], window)
-        estimates, past = model.refiner(maps, motion, masks, past, iterations)
+        estimates, past, token, best = model.refiner(maps, motion, masks, past, iterations)
         result, seen, sure = (x[:, 0] for x in estimates[-1])
+        token, best = token[:, 0], BestPlaces(*(x[:, 0] for x in best))
         result = torch.where(now[..., None], here, result)
-        visibility = torch.where(now, 1.0, seen.sigmoid())
-        confidence = torch.where(now, 1.0, sure.sigmoid())
-        velocity = (result - xy) * ~now[..., None]
-        recent = model.remember(recent, model.describe(current, result), visibility, confidence)
+        view = model.describe(current, result)
+        back, found = model.redetect(model.clues(token, best, result, template, view))
+        back = back & ~now
+        result = torch.where(back[..., None], best.place[..., 0, :], result)
+        visibility = torch.where(now, 1.0, torch.where(back, found, seen).sigmoid())
+        confidence = torch.where(now, 1.0, torch.where(back, found, sure).sigmoid())
+        velocity = (result - xy) * ~(now | back)[..., None]
+        recent = model.remember(recent, view, visibility, confidence)
+        recent = torch.where(back[..., None, None], template, recent)
         xy = result
     columns = [torch.cat(x, 1) for x in zip(*rows, strict=True)]
     return Recorded(Motion(*columns[:4]), *columns[4:])
@@ -146,10 +156,8 @@ def roll_out(
 
 def refine_all(
     model: RealtimeTracker, features: list[Tensor], record: Recorded, iterations: int
-) -> list[Estimate]:
-    """Refine all frames in parallel from the recorded starts: every iteration's estimate, (G,
-    F, N, ...).
-    """
+) -> Refined:
+    """Refine all frames in parallel from the recorded starts."""
     count, _, points = record.age.shape
     maps = model.correlate(
         [f.flatten(0, 1) for f in features], torch.stack([record.template, record.recent], 3)
@@ -158,7 +166,7 @@ def refine_all(
     empty = torch.zeros(
         count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
     )
-    return model.refiner(maps, record.motion, masks, [empty] * iterations, iterations)[0]
+    return model.refiner(maps, record.motion, masks, [empty] * iterations, iterations)
 
 
 def refresh(
@@ -211,7 +219,7 @@ def realtime_losses(
         features, record, matching = refresh(
             model, features, clips, record, frames.to(clips.video.device)
         )
-    estimates = refine_all(model, features, record, iterations)
+    estimates = refine_all(model, features, record, iterations).estimates
     losses = tracking_loss(
         estimates, clips.tracks, clips.visible, record.age > 0, record.motion.xy, loss
     )
@@ -220,49 +228,61 @@ def realtime_losses(
     return losses
 
 
-def intercept(logits: Tensor, target: Tensor) -> Tensor:
-    """The constant that, added to the logits, makes their mean probability the share of
-    `target`.
+def correction(evidence: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (D,) and constant () whose linear function of the evidence (S, D), added to the
+    logits (S,), makes the target (S,) most likely: logistic regression, with a weak prior for no
+    correction, so that it exists where a few samples could be told apart without error.
     """
-    low, high = logits.new_tensor(-20.0), logits.new_tensor(20.0)
-    for _ in range(40):  # bisection: the mean grows with the constant
-        middle = (low + high) / 2
-        below = (logits + middle).sigmoid().mean() < target.float().mean()
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return middle
+    weight = torch.zeros_like(evidence[0], requires_grad=True)
+    constant = torch.zeros_like(logits[0], requires_grad=True)
+    search = torch.optim.LBFGS([weight, constant], max_iter=200, line_search_fn='strong_wolfe')
+
+    def unlikeliness() -> Tensor:
+        search.zero_grad()
+        shown = logits + evidence @ weight + constant
+        loss = F.binary_cross_entropy_with_logits(shown, target.to(shown.dtype))
+        loss = loss + PRIOR * weight.square().sum()
+        loss.backward()
+        return loss
+
+    search.step(unlikeliness)
+    return weight.detach(), constant.detach()
 
 
-@torch.no_grad()
-def calibrate(
-    model: RealtimeTracker,
-    batches: Iterable[Clips],
-    iterations: int,
-    loss: LossConfig,
-    recipe: RealtimeRecipe,
-) -> None:
+def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig) -> None:
     """Make the probabilities that the tracker shows those of the data.
 
-    The balanced losses teach visibility and confidence as if both answers were equally frequent.
-    Here a constant is added to each, on the way out only, so that on fresh clips, tracked as on a
-    stream, the mean probability is the share of true answers: the maximum likelihood of a
-    constant.
+    The balanced losses teach visibility and confidence as if both answers were equally frequent,
+    and the tracker follows its points with what they taught. Here a correction of what it shows
+    is fitted on fresh clips, tracked as on a stream; and so is when a lost point is back.
     """
-    answers: list[list[Tensor]] = [[], [], [], []]
+    iterations = model.config.iterations
+    for fitted in (model.calibration, model.redetection):
+        nn.init.zeros_(fitted.weight)
+        nn.init.zeros_(fitted.bias)
+    samples: list[tuple[Tensor, ...]] = []
     for clips in batches:
-        features = encode(model.encoder, clips.video)
-        leads = Leads.draw(clips, 0.0, recipe.drift, [0] * len(clips.video))
-        record = roll_out(model, features, clips, leads, iterations)
-        last = refine_all(model, features, record, iterations)[-1]
-        counted, seen = record.age > 0, (record.age > 0) & clips.visible
-        near = (last.xy - clips.tracks).norm(dim=-1) < loss.confident
-        found = (
-            last.visibility[counted],
-            clips.visible[counted],
-            last.confidence[seen],
-            near[seen],
-        )
-        for column, value in zip(answers, found, strict=True):
-            column.append(value)
-    visibility, visible, confidence, near = (torch.cat(x) for x in answers)
-    model.calibration[0] = intercept(visibility, visible)
-    model.calibration[1] = intercept(confidence, near)
+        with torch.no_grad():
+            features = encode(model.encoder, clips.video)
+            leads = Leads.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
+            record = roll_out(model, features, clips, leads, iterations)
+            estimates, _, token, best = refine_all(model, features, record, iterations)
+            xy, visibility, confidence = estimates[-1]
+            now = model.describe([f.flatten(0, 1) for f in features], xy.flatten(0, 1))
+            now = now.unflatten(0, xy.shape[:2])
+            evidence = model.evidence(token, xy)
+            clues = model.clues(token, best, xy, record.template, now)
+        error = (xy - clips.tracks).norm(dim=-1)
+        there = (best.place[..., 0, :] - clips.tracks).norm(dim=-1) < loss.confident
+        back = clips.visible & there & (error > LOST)
+        near = error < loss.confident
+        columns = evidence, visibility, confidence, clips.visible, near, clues, back
+        samples.append(tuple(column[record.age > 0] for column in columns))
+    evidence, visibility, confidence, seen, near, clues, back = map(
+        torch.cat, zip(*samples, strict=True)
+    )
+    weight, constant = model.calibration.weight.data, model.calibration.bias.data
+    weight[0], constant[0] = correction(evidence, visibility, seen)
+    weight[1], constant[1] = correction(evidence[seen], confidence[seen], near[seen])
+    weight, constant = model.redetection.weight.data, model.redetection.bias.data
+    weight[0], constant[0] = correction(clues, torch.zeros_like(visibility), back)

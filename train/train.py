@@ -284,7 +284,7 @@ class Run:
             if self.step == c.steps and c.network == 'realtime':
                 fresh = islice(batches, c.realtime.calibration)
                 shown_fresh = tqdm(fresh, 'calibrating', c.realtime.calibration)
-                calibrate(self.average.module, shown_fresh, c.iterations, c.loss, c.realtime)
+                calibrate(self.average.module, shown_fresh, c.loss)
             print(f'wrote {self.publish()}')
 
     def update(self, clips: Clips) -> dict[str, float]:

@@ -13,6 +13,7 @@ width. Coordinates are model pixels, (0, 0) the centre of the top-left pixel, x 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class RealtimeConfig:
     momentum: float = 0.5  # share of the last displacement that the search starts ahead by
     sharpness: float = 20.0  # inverse temperature of the soft arg-max over a correlation window
     far_sharpness: float = 150.0  # the same over a whole correlation map
+    sure: float = 0.7  # probability above which a lost point is taken to its best place
 
 
 class ResidualBlock(nn.Module):
@@ -139,6 +141,24 @@ class Estimate(NamedTuple):
     xy: Tensor
     visibility: Tensor
     confidence: Tensor
+
+
+class BestPlaces(NamedTuple):
+    """place (G, F, N, 2 templates, 2) px; score (G, F, N, 2), a cosine."""
+
+    place: Tensor
+    score: Tensor
+
+
+class Refined(NamedTuple):
+    """What a frame's refinements end with: every one's estimate, the new caches, the last tokens
+    (G, F, N, D), normalised, and the best places.
+    """
+
+    estimates: list[Estimate]
+    past: list[Tensor]
+    token: Tensor
+    best: BestPlaces
 
 
 class CausalAttention(nn.Module):
@@ -292,22 +312,23 @@ class Refiner(nn.Module):
 
     def forward(
         self, maps: list[Tensor], motion: Motion, masks: Masks, past: list[Tensor], iterations: int
-    ) -> tuple[list[Estimate], list[Tensor]]:
+    ) -> Refined:
         """Refine `iterations` times.
 
         maps: per level correlation maps (G F N, 2, h, w); past: per iteration (G, N, window - 1,
-        cache_width). Returns every iteration's estimate and the new caches.
+        cache_width).
         """
         xy = motion.xy + self.config.momentum * motion.velocity
         best = self.best_places(maps, xy.shape)
         middle = last_cell(maps[0]) * (self.config.strides[0] / 2)
+        normalise, read_out = self.head
         estimates, caches = [], []
         for k in range(iterations):
             windows, moves = self.read(maps, xy)
             away = best.place - xy[..., None, :]
             far = torch.cat([away / 64, best.score[..., None]], -1).clamp(-2, 2).flatten(-2)
             here = windows.unflatten(-1, (len(maps), 2, -1))[..., 1, :, self.offsets.shape[0] // 2]
-            token = torch.cat(
+            inputs = torch.cat(
                 [
                     windows * 4,
                     moves.flatten(-2) / 3,
@@ -321,7 +342,7 @@ class Refiner(nn.Module):
                 ],
                 -1,
             )
-            x = self.embed(token)
+            x = self.embed(inputs)
             virtual = self.virtual.expand(*x.shape[:2], -1, -1)
             kept = []
             for block, cache in zip(
@@ -330,12 +351,13 @@ class Refiner(nn.Module):
                 x, virtual, cache = block(x, virtual, cache, masks)
                 kept.append(cache)
             caches.append(torch.cat(kept, -1))
-            shift, gates, visibility, confidence = self.head(x).split([2, self.moves, 1, 1], -1)
+            token = normalise(x)
+            shift, gates, visibility, confidence = read_out(token).split([2, self.moves, 1, 1], -1)
             steps = torch.cat([moves * self.cell(moves), away], -2)
             xy = xy + self.config.strides[0] * shift + (gates.sigmoid()[..., None] * steps).sum(-2)
             estimates.append(Estimate(xy, visibility[..., 0], confidence[..., 0]))
             xy = xy.detach()
-        return estimates, caches
+        return Refined(estimates, caches, token, best)
 
     def cell(self, moves: Tensor) -> Tensor:
         """Pixels of one cell for every level and template, (levels * 2, 1)."""
@@ -376,13 +398,6 @@ class Refiner(nn.Module):
         return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
 
 
-class BestPlaces(NamedTuple):
-    """place (G, F, N, 2 templates, 2) px; score (G, F, N, 2), a cosine."""
-
-    place: Tensor
-    score: Tensor
-
-
 class RealtimeTracker(nn.Module):
     """The real-time tracker; `RealtimeStep` runs it on a stream."""
 
@@ -393,9 +408,16 @@ class RealtimeTracker(nn.Module):
         self.config, self.image_size = config, image_size
         self.encoder = PyramidEncoder(config)
         self.refiner = Refiner(config)
-        # Logits added to visibility and confidence on the way out only: training balances the
-        # answers, and the tracker goes on from what it was trained with.
-        self.register_buffer('calibration', torch.zeros(2))
+        # What is added to the logits of visibility and confidence on the way out only: training
+        # balances the answers, and the tracker goes on from what it was trained with. It is
+        # fitted when training ends.
+        self.calibration = nn.Linear(config.width + 2, 2).requires_grad_(False)
+        # Whether a lost point is back, where its first template fits best: a logit, fitted
+        # likewise.
+        self.redetection = nn.Linear(config.width + 8, 1).requires_grad_(False)
+        for fitted in (self.calibration, self.redetection):
+            nn.init.zeros_(fitted.weight)
+            nn.init.zeros_(fitted.bias)
 
     def correlate(self, features: list[Tensor], templates: Tensor) -> list[Tensor]:
         """Correlation maps of templates (G, F, N, 2, levels, C) with features (G F, C, h, w):
@@ -426,6 +448,39 @@ class RealtimeTracker(nn.Module):
         """
         trust = (visibility * confidence)[..., None, None]
         return F.normalize(recent + self.config.update * trust * (now - recent), dim=-1)
+
+    def evidence(self, token: Tensor, xy: Tensor) -> Tensor:
+        """What calibration reads, (..., D + 2): the last tokens (..., D), and how far xy (..., 2)
+        px is inside the picture, up to 16 and up to 64 px: a token knows where its search began,
+        not where it ended.
+        """
+        height, width = self.image_size
+        far = torch.tensor([width - 1, height - 1], dtype=xy.dtype, device=xy.device)
+        inside = torch.minimum(xy, far - xy).amin(-1, keepdim=True)
+        return torch.cat([token, (inside / 8).clamp(-2, 2), (inside / 32).clamp(-2, 2)], -1)
+
+    def clues(
+        self, token: Tensor, best: BestPlaces, xy: Tensor, template: Tensor, now: Tensor
+    ) -> Tensor:
+        """What redetection reads, (..., D + 8): the last tokens (..., D); how well the first
+        template (..., levels, C) fits at its best place and at xy (..., 2) px, where the picture
+        is `now` (..., levels, C); how far that place is from xy, and from the recent template's.
+        """
+        place, score = best.place[..., 0, :], best.score[..., 0]
+        here = (template * now).sum(-1)[..., 1:].mean(-1)  # at the strides of the best places
+        away = (place - xy).norm(dim=-1)
+        apart = (place - best.place[..., 1, :]).norm(dim=-1)
+        hints = [
+            4 * score, 4 * here, 4 * (score - 0.8).clamp(min=0), 4 * (score - 0.9).clamp(min=0),
+            (away / 16).clamp(max=2), (away / 64).clamp(max=2),
+            (apart / 16).clamp(max=2), (apart / 64).clamp(max=2),
+        ]  # fmt: skip
+        return torch.cat([token, torch.stack(hints, -1)], -1)
+
+    def redetect(self, clues: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether points are taken to their best places, (...) bool, and the logit of that."""
+        logit = self.redetection(clues)[..., 0]
+        return logit > math.log(self.config.sure / (1 - self.config.sure)), logit
 
     @torch.no_grad()
     def track(self, video: Tensor, queries: Tensor, iterations: int | None = None) -> Tracks:
@@ -521,21 +576,29 @@ class RealtimeStep(Step):
         maps = model.correlate(features, torch.stack([template, recent], 2)[:, None])
         masks = Masks.build(age[:, None], live[:, None], c.window)
         past = [state[f'past{k}'] for k in range(self.iterations)]
-        estimates, past = model.refiner(maps, start, masks, past, self.iterations)
+        estimates, past, token, best = model.refiner(maps, start, masks, past, self.iterations)
         xy, visibility, confidence = (x[:, 0] for x in estimates[-1])
-
-        # In its own frame a point is where it was asked for.
+        token, best = token[:, 0], BestPlaces(*(x[:, 0] for x in best))
+        # In its own frame a point is where it was asked for; a lost one that is back starts anew.
         here = query & (query_age == 0)
         xy = torch.where(here[..., None], query_xy, xy)
-        velocity = (xy - start.xy[:, 0]) * ~here[..., None]
+        now = self.describe(cells, xy)
+        correction = model.calibration(model.evidence(token, xy)).unbind(-1)
+        back, found = model.redetect(model.clues(token, best, xy, template, now))
+        back = back & ~query
+        xy = torch.where(back[..., None], best.place[..., 0, :], xy)
+        velocity = (xy - start.xy[:, 0]) * ~(here | back)[..., None]
+
+        def probability(logit: Tensor) -> Tensor:
+            return torch.where(here, 1.0, torch.where(back, found, logit).sigmoid())
+
         shown = [
-            torch.where(live, torch.where(here, 1.0, (logit + shift).sigmoid()), 0.0)
-            for logit, shift in zip((visibility, confidence), model.calibration, strict=True)
+            torch.where(live, probability(logit + shift), 0.0)
+            for logit, shift in zip((visibility, confidence), correction, strict=True)
         ]
-        visibility, confidence = (
-            torch.where(here, 1.0, logit.sigmoid()) for logit in (visibility, confidence)
-        )
-        recent = model.remember(recent, self.describe(cells, xy), visibility, confidence)
+        visibility, confidence = probability(visibility), probability(confidence)
+        recent = model.remember(recent, now, visibility, confidence)
+        recent = torch.where(back[..., None, None], template, recent)
 
         used = live.float()
         xy, visibility, confidence = xy * used[..., None], visibility * used, confidence * used
