@@ -349,8 +349,7 @@ class ProceduralVideo(Dice):
         ground = self.bank.draw(batch, 2 * self.config.size[1])  # a texel a pixel
         video = self.render(layers, bodies, sprites, ground)
         broken, posts = self.broken(*video.shape[:2]), self.posts(*video.shape[:2])
-        # A post shows the first frame upside down, so it looks like the rest.
-        video = torch.where(posts[:, :, None, None], video[:, :1].flip(-2), video)
+        video = self.hide(video, posts)
         tracks, visible, query_frame = self.points(
             layers, bodies, sprites, points, video, broken, posts
         )
@@ -498,10 +497,16 @@ class ProceduralVideo(Dice):
         """
         if self.config.faults == 0 or frames < 3:
             return torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
-        first = 1 + (self.uniform(batch, 1) * (frames - 1)).long()
+        return self.spell(self.config.faults, batch, frames, frames - 1)
+
+    def spell(self, share: float, batch: int, frames: int, latest: float) -> Tensor:
+        """Frames of something that happens in a share of the clips, (B, T) bool: a run of up to
+        half of the frames, after the first, that begins at `latest` at the latest.
+        """
+        first = 1 + (self.uniform(batch, 1) * latest).long()
         length = (self.uniform(batch, 1) * frames / 2).long() + 1
         t = torch.arange(frames, device=self.device)
-        return self.chance(self.config.faults, batch, 1) & (t >= first) & (t < first + length)
+        return self.chance(share, batch, 1) & (t >= first) & (t < first + length)
 
     def posts(self, batch: int, frames: int) -> Tensor:
         """Columns of the picture that a post hides, (B, T, W) bool: in some clips, for up to
@@ -510,13 +515,18 @@ class ProceduralVideo(Dice):
         width = self.config.size[1]
         if self.config.posts == 0:
             return torch.zeros(batch, frames, width, dtype=torch.bool, device=self.device)
-        first = 1 + (self.uniform(batch, 1, 1) * frames / 2).long()
-        length = (self.uniform(batch, 1, 1) * frames / 2).long() + 1
-        t = torch.arange(frames, device=self.device)[:, None]
-        there = self.chance(self.config.posts, batch, 1, 1) & (t >= first) & (t < first + length)
+        there = self.spell(self.config.posts, batch, frames, frames / 2)[..., None]
         middle, half = self.uniform(batch, 1, 1), self.uniform(batch, 1, 1, low=0.075, high=0.225)
         x = torch.arange(width, device=self.device) / (width - 1)
         return there & ((x - middle).abs() < half)
+
+    def hide(self, video: Tensor, posts: Tensor) -> Tensor:
+        """The video (B, T, 3, H, W) behind posts (B, T, W), which show the first frame upside
+        down, so that they look like the rest.
+        """
+        for b in torch.nonzero(posts.flatten(1).any(1)).flatten().tolist():
+            video[b] = torch.where(posts[b, :, None, None], video[b, :1].flip(-2), video[b])
+        return video
 
     def replace(self, video: Tensor, broken: Tensor) -> Tensor:
         """The video (B, T, 3, H, W) with its broken frames black, white, noise, or frozen."""

@@ -257,9 +257,9 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
     is fitted on fresh clips, tracked as on a stream; and so is when a lost point is back.
     """
     iterations = model.config.iterations
-    for fitted in (model.calibration, model.redetection):
-        nn.init.zeros_(fitted.weight)
-        nn.init.zeros_(fitted.bias)
+    # Never redetected while it is fitted: the samples are of points that stay lost.
+    nn.init.zeros_(model.redetection.weight)
+    nn.init.zeros_(model.redetection.bias)
     samples: list[tuple[Tensor, ...]] = []
     for clips in batches:
         with torch.no_grad():
