@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cotracker_ros.engines import ENGINES, EngineError, default_threads, load, read_metadata
 from cotracker_ros.engines.onnxruntime_engine import TYPES
-from export.stream import scripted_stream
+from cotracker_ros.engines.scripted_stream import scripted_stream
 from export.verify import candidates
 
 POINTS = (16, 64, 256, 1024)

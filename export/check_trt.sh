@@ -10,7 +10,7 @@ mkdir -p "$out"
 
 if ! "$rtx" -c 'import tensorrt_rtx' 2>/dev/null; then
   "$python" -m venv --clear "$out/venv"
-  "$rtx" -m pip install --quiet --disable-pip-version-check tensorrt-rtx numpy
+  "$rtx" -m pip install --quiet --disable-pip-version-check tensorrt-rtx numpy opencv-python-headless
 fi
 
 for precision in fp32 mixed; do

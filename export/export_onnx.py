@@ -18,33 +18,23 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cotracker_ros.engines import load
+from cotracker_ros.engines import EngineError, Metadata, compare, load
+from cotracker_ros.engines.base import OUTPUTS
 from cotracker_ros.engines.metadata import KEY
-from cotracker_ros.engines.torch_engine import describe
+from cotracker_ros.engines.torch_engine import TorchEngine, describe
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.step import build_step
 from export import graph, precision
 from export.graph import OPSET, ExportError
-from export.stream import scripted_stream
 
 INPUTS = ('image', 'query_xy', 'query', 'query_age', 'live')
-OUTPUTS = ('xy', 'visibility', 'confidence')
-FRAMES = 30
-# Largest difference from torch in float32 over the stream: xy in model pixels, the others in [0,
-# 1]. Half precision moves features by 1e-3 of their length; an error of it is one of tracking, to
-# be judged on real video (export/verify.py, train/evaluate.py), so here only its mean is bounded.
-TOLERANCE = {
-    'fp32': {'xy': 0.01, 'visibility': 1e-3, 'confidence': 1e-3},
-    'mixed': {'xy': 0.5, 'visibility': 0.05, 'confidence': 0.05},
-    'fp16': {'xy': 0.5, 'visibility': 0.05, 'confidence': 0.05},
-}
+PRECISIONS = ('fp32', 'mixed', 'fp16')
 
 
 class FlatStep(nn.Module):
@@ -132,40 +122,17 @@ def _symbolic(step: nn.Module, name: str, cameras, points) -> dict:
             if more_cameras[i] > n or more_points[i] > n}
 
 
-def parity(step: nn.Module, path: Path, slots: int, frames: int = FRAMES,
-           cameras: int = 1) -> dict[str, dict[str, float]]:
-    """Run torch and ONNX Runtime, each on its own state, over one stream: errors by output."""
-    engine = load(path, 'onnxruntime', cameras, slots)
-    state = step.initial_state(cameras, slots)
-    errors: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
-    stream = scripted_stream(frames, step.image_size, step.window, cameras, slots)
-    with torch.inference_mode():
-        for inputs in stream:
-            got = engine.step(inputs)
-            tensors = [torch.from_numpy(inputs[n]) for n in INPUTS]
-            want, state = step(*tensors, state)
-            for name in OUTPUTS:
-                difference = np.abs(got[name] - want[name].numpy())
-                errors[name].append(difference[inputs['live']])
+def check_parity(step: nn.Module, path: Path, meta: dict, slots: int) -> str:
+    """Run ONNX Runtime and torch over one stream and return the table of their differences.
+
+    Raises EngineError past the tolerance of this precision.
+    """
+    want = compare.record(TorchEngine(step, Metadata(**meta), 'cpu', 1, slots, 0))
+    engine = load(path, 'onnxruntime', 1, slots)
+    found = compare.difference(compare.record(engine), want, path.name)
+    compare.require(found, engine.precision, engine.name, path.name)
     engine.close()
-    joined = {name: np.concatenate(e, 0) for name, e in errors.items()}
-    return {name: {'largest': float(e.max()), 'mean': float(e.mean())}
-            for name, e in joined.items()}
-
-
-def check_parity(step: nn.Module, path: Path, form: str, slots: int) -> str:
-    """The table of `parity`; raises ExportError past the tolerance of this precision."""
-    errors = parity(step, path, slots)
-    measure = 'largest' if form == 'fp32' else 'mean'
-    rows = [f'{"":12}{"largest":>12}{"mean":>12}{"allowed":>12} ({measure})']
-    for name, error in errors.items():
-        rows.append(f'{name:12}{error["largest"]:12.2e}{error["mean"]:12.2e}'
-                    f'{TOLERANCE[form][name]:12.2e}')
-    table = '\n'.join(rows)
-    past = [n for n, e in errors.items() if not e[measure] <= TOLERANCE[form][n]]
-    if past:
-        raise ExportError(f'{", ".join(past)} differ from torch past the tolerance:\n{table}')
-    return table
+    return compare.table(found, engine.precision, engine.name)
 
 
 def read_model(args: argparse.Namespace) -> tuple[nn.Module, str]:
@@ -220,7 +187,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help='refinements per frame (default: as the model was made for, or 1)')
     parser.add_argument('--window', type=int, help='frames (default: of the checkpoint)')
     parser.add_argument('--resolution', type=resolution, help='HxW of the model, e.g. 384x512')
-    parser.add_argument('--precision', choices=tuple(TOLERANCE), default='fp32')
+    parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
     parser.add_argument('--points', type=int, default=64, help='slots in the parity run')
     parser.add_argument('--provenance', help='one sentence on the weights, for the metadata')
     return parser.parse_args(arguments)
@@ -239,9 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             made = Path(folder) / args.output.name
             export(step, meta, made)
-            print(check_parity(step, made, args.precision, args.points))
+            print(check_parity(step, made, meta, args.points))
             os.replace(made, args.output)
-    except (ExportError, ValueError, OSError) as error:
+    except (EngineError, ExportError, ValueError, OSError) as error:
         print(f'export failed: {error}', file=sys.stderr)
         return 1
     print(f'wrote {args.output}')

@@ -1,6 +1,7 @@
 """The TensorRT engine up to the vendor's calls, which stand_in_tensorrt.py stands in for."""
 
 import dataclasses
+import math
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ import stand_in_step
 import stand_in_tensorrt
 from test_engines import inputs
 
-from cotracker_ros.engines import EngineError, cuda, load, read_metadata, sidecar
+from cotracker_ros.engines import EngineError, compare, cuda, load, read_metadata, sidecar
 
 
 @pytest.fixture
@@ -21,13 +22,18 @@ def vendor(monkeypatch):
     return runtime
 
 
+def difference(xy):
+    values = {'xy': xy, 'visibility': 0.0, 'confidence': 0.0}
+    return compare.Difference(values, values)
+
+
 @pytest.fixture
 def plan(tmp_path):
     onnx = stand_in_step.write(tmp_path / 'm.onnx')
     path = onnx.rename(tmp_path / 'm.engine')
     sidecar.Sidecar(read_metadata(path), 'tensorrt', stand_in_tensorrt.VERSION,
                     stand_in_tensorrt.GPU, (1, 1, 2), (1, 4, 8), '0' * 64, sidecar.sha256(path),
-                    None).write(path)
+                    'f32', difference(0.001)).write(path)
     return path
 
 
@@ -69,6 +75,15 @@ def test_stale_engines_are_refused(vendor, plan):
     changed(plan, version=stand_in_tensorrt.VERSION)
     with pytest.raises(EngineError, match=r'built for Orin, but this is Stand-in \(sm_87\)'):
         load(changed(plan, gpu='Orin'), slots=8)
+
+
+@pytest.mark.parametrize('found, message', [
+    (None, 'never compared with ONNX Runtime'), (difference(math.nan), 'xy nan'),
+    (difference(0.06), r'largest difference: xy 6\.00e-02 \(allowed 5\.00e-02\)'),
+])
+def test_engines_that_were_not_right_are_refused(vendor, plan, found, message):
+    with pytest.raises(EngineError, match=message):
+        load(changed(plan, difference=found), slots=8)
 
 
 def test_broken_engines_are_refused(vendor, plan, tmp_path):

@@ -3,11 +3,13 @@
 import json
 import sys
 
+import onnx
 import pytest
 import stand_in_step
 import stand_in_tensorrt as trt
+from test_compare import faulty
 
-from cotracker_ros.engines import cuda, load, sidecar
+from cotracker_ros.engines import EngineError, cuda, load, sidecar
 from export import build_trt
 
 
@@ -28,10 +30,10 @@ def build(model, *options):
 
 def test_an_engine_with_its_sidecar(model, capsys):
     status, output = build(model, '--points', '1', '4', '8')
-    assert status == 0 and 'largest difference from ONNX Runtime: xy 0.00e+00' in (
-        capsys.readouterr().out)
+    assert status == 0 and 'difference from ONNX Runtime:\n' in capsys.readouterr().out
     found = sidecar.read(output)
-    assert found.errors == {'xy': 0, 'visibility': 0, 'confidence': 0}
+    assert found.precision == 'f32'
+    assert found.difference.largest == {'xy': 0, 'visibility': 0, 'confidence': 0}
     assert (found.version, found.gpu, found.points) == (trt.VERSION, trt.GPU, (1, 4, 8))
     assert found.metadata.model == 'stand_in' and found.onnx_sha256 == sidecar.sha256(model)
     assert trt.Builder.config.cleared == {trt.BuilderFlag.TF32}
@@ -43,9 +45,43 @@ def test_an_engine_with_its_sidecar(model, capsys):
 def test_build_only_does_not_compare(model, capsys):
     status, output = build(model, '--build-only', '--tf32', '--version-compatible')
     assert status == 0 and 'not compared' in capsys.readouterr().out
-    assert json.loads(sidecar.path_of(output).read_text())['errors'] is None
+    values = json.loads(sidecar.path_of(output).read_text())
+    assert values['difference'] is None and values['precision'] == 'tf32'
     assert trt.Builder.config.cleared == set()
     assert trt.Builder.config.flags == {trt.BuilderFlag.VERSION_COMPATIBLE}
+
+
+@pytest.mark.parametrize('fault, message', [
+    ('nan', 'values of xy that are not finite'), ('constant', 'past the tolerance; largest diff'),
+    ('slightly wrong', 'past the tolerance; largest difference: xy'),
+])
+@pytest.mark.parametrize('earlier', [False, True])
+def test_a_wrong_engine_is_not_kept(model, monkeypatch, capsys, fault, message, earlier):
+    if earlier:  # a good one of an earlier build stays, and goes on to load
+        assert build(model)[0] == 0
+    wrong = faulty(onnx.load(model), fault).SerializeToString()
+    monkeypatch.setattr(trt.Builder, 'build_serialized_network', lambda *_: memoryview(wrong))
+    status, output = build(model)
+    assert status == 1 and message in capsys.readouterr().err
+    assert output.exists() == sidecar.path_of(output).exists() == earlier
+    assert not list(output.parent.glob('*.part'))
+    if earlier:
+        load(output, slots=5).close()
+
+
+def test_an_engine_built_elsewhere_is_compared_before_it_is_loaded(model, monkeypatch, capsys):
+    good, output = trt.Builder.build_serialized_network, model.with_suffix('.engine')
+    wrong = faulty(onnx.load(model), 'slightly wrong').SerializeToString()
+    for plan, status in ((lambda *_: memoryview(wrong), 1), (good, 0)):
+        monkeypatch.setattr(trt.Builder, 'build_serialized_network', plan)
+        assert build(model, '--build-only')[0] == 0
+        with pytest.raises(EngineError, match=r'never compared .* --compare-only'):
+            load(output, slots=5)
+        assert build(model, '--compare-only')[0] == status
+    load(output, slots=5).close()
+    other = stand_in_step.write(model.with_name('other.onnx'), provenance='another')
+    assert build_trt.main([str(other), '--output', str(output), '--compare-only']) == 1
+    assert 'was not built from' in capsys.readouterr().err
 
 
 def test_the_timing_cache_is_kept(model, tmp_path):

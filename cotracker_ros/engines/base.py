@@ -10,6 +10,7 @@ import numpy as np
 from cotracker_ros.engines.metadata import EngineError, Metadata
 
 OUTPUTS = ('xy', 'visibility', 'confidence')
+ROUNDING = 1e-3  # of a probability, in half precision
 STATE, NEXT = 'state.', 'next.'  # names of the state's tensors on the way in and out of a graph
 DYNAMIC = {'cameras': 0, 'points': 1}  # named dimensions, and where load's sizes stand for them
 
@@ -61,11 +62,20 @@ class Engine(ABC):
         return self._step({name: np.ascontiguousarray(inputs[name]) for name in self._inputs})
 
     def warm_up(self) -> None:
-        """Run one blank step, so that the first frame is as fast as the others, then reset."""
+        """Run one blank step, so that the first frame is as fast as the others, then reset.
+
+        Raises EngineError for a model that already gives what cannot be.
+        """
         blank = {name: np.zeros(*what) for name, what in self._inputs.items()}
         blank['query'][:] = blank['live'][:] = True
-        self.step(blank)
+        outputs = self.step(blank)
         self.reset()
+        for name in OUTPUTS:
+            low, high = (-math.inf, math.inf) if name == 'xy' else (-ROUNDING, 1 + ROUNDING)
+            if not ((outputs[name] > low) & (outputs[name] < high)).all():
+                raise EngineError(f'{self}: it gives values of {name} that are not '
+                                  f'{"finite" if name == "xy" else "from 0 to 1"}; '
+                                  'this model or engine is broken')
 
     @abstractmethod
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,6 +16,12 @@ _log = logging.getLogger(__name__)
 def load_engine(path: Path, cameras: int, slots: int) -> 'TensorRtEngine':
     """Check the sidecar, then start the library it names."""
     found = sidecar.read(path)
+    sidecar.check_compared(path, found)
+    return start(path, found, cameras, slots)
+
+
+def start(path: Path, found: sidecar.Sidecar, cameras: int, slots: int) -> 'TensorRtEngine':
+    """Start the engine at `path`, compared or not, if it was built for what is here."""
     try:
         library = importlib.import_module(found.library)
     except ImportError as error:
@@ -38,7 +44,7 @@ class TensorRtEngine(base.Engine):
     def __init__(self, path: Path, found: sidecar.Sidecar, library, cuda: cuda_calls.Cuda,
                  cameras: int, slots: int) -> None:
         super().__init__(found.metadata, cameras, slots, 0)
-        self.precision = found.metadata.precision.replace('fp32', 'f32')
+        self.precision = found.precision
         self._cuda = cuda
         self._runtime = library.Runtime(library.Logger(library.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())

@@ -15,15 +15,17 @@ def rendered_frames(count: int, size: tuple[int, int], seed: int = 0) -> Iterato
     for t in range(count):
         turn = cv2.getRotationMatrix2D((width, height), 0.4 * t, 1 + 0.002 * t)
         turn[:, 2] -= (width / 2 + 1.7 * t, height / 2 - 0.9 * t)
-        frame = cv2.warpAffine(scene, turn, (width, height), flags=cv2.INTER_LINEAR,
-                               borderMode=cv2.BORDER_REFLECT)
+        frame = cv2.warpAffine(
+            scene, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
         x, y = int(0.1 * width + 0.011 * width * t) % (width - patch.shape[1]), int(0.35 * height)
-        frame[y:y + patch.shape[0], x:x + patch.shape[1]] = patch
+        frame[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
         yield frame
 
 
-def scripted_stream(count: int, size: tuple[int, int], window: int, cameras: int, slots: int,
-                    seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def scripted_stream(
+    count: int, size: tuple[int, int], window: int, cameras: int, slots: int, seed: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """`count` inputs of a step. Slots start over the first half, some from an older frame; a third
     are removed at two thirds of the way and half of these started again; some are always live.
     """
