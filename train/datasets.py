@@ -18,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros.skeleton import OKS_SIGMA
+
 
 class DataError(ValueError):
     """A data set that cannot be read; the message says which file and why."""
@@ -368,11 +370,9 @@ def _load_object(path: Path, data: bytes | None = None) -> object:
         raise DataError(f'{path}: not an annotation of Kubric ({error})') from error
 
 
-# By joint: nose, head bottom, head top, then left and right ear, shoulder, elbow, wrist, hip,
-# knee, ankle. COCO's; head bottom and top, which COCO has not, take its eyes', as is usual.
-POSETRACK_SIGMA = np.array(
-    [0.026, 0.025, 0.025, *np.repeat([0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089], 2)]
-)
+# By joint: nose, head bottom, head top, then COCO's from the left ear on. Head bottom and top,
+# which COCO has not, stand in the places of its eyes and take their constants, as is usual.
+POSETRACK_SIGMA = OKS_SIGMA
 
 
 def posetrack(root: str | Path) -> Iterator[Clip]:
