@@ -37,6 +37,7 @@ EXTRAS = {
     ],
     'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
     'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
+    'live': ['aiohttp>=3.8'],  # the live view in a browser
     'openvino': ['openvino>=2024.4'],
     'gpu': ['onnxruntime-gpu>=1.17'],
     'test': [
@@ -44,11 +45,12 @@ EXTRAS = {
         'onnx>=1.16',  # small graphs to run
         'pytest>=7.4',
         'pytest-timeout>=2.1',
+        'selenium>=4.10',  # clicks on the live view in a real browser
         'setuptools',
         'wheel',
     ],
 }
-GROUPS = ('train', 'export', 'recordings', 'openvino', 'test')
+GROUPS = ('train', 'export', 'recordings', 'live', 'openvino', 'test')
 EXTRAS['dev'] = [
     *dict.fromkeys(package for group in GROUPS for package in EXTRAS[group]),
     'pyright[nodejs]>=1.1.380',
@@ -71,6 +73,7 @@ setup(
     package_data={
         NAME: ['weights/*.onnx', 'weights/*.safetensors', 'weights/*.md'],
         f'{NAME}.demo': ['photographs/*'],
+        f'{NAME}.live': ['page/*'],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
@@ -83,6 +86,11 @@ setup(
     # Lower bounds are what Ubuntu 22.04 carries.
     install_requires=['numpy>=1.21', 'onnxruntime>=1.17', 'opencv-python-headless>=4.5'],
     extras_require=EXTRAS,
-    entry_points={'console_scripts': [f'tracker_node = {NAME}.ros.node:main']},
+    entry_points={
+        'console_scripts': [
+            f'tracker_node = {NAME}.ros.node:main',
+            f'cotracker-live = {NAME}.live.__main__:main',
+        ]
+    },
     zip_safe=False,
 )

@@ -42,6 +42,7 @@ def test_wheel_holds_what_the_node_needs(wheel):
     for name in (
         'cotracker_ros/weights/realtime.onnx',
         'cotracker_ros/demo/photographs/coffee.jpg',
+        'cotracker_ros/live/page/index.html',
         f'{share}ament_index/resource_index/packages/cotracker_ros',
         f'{share}cotracker_ros/package.xml',
         f'{share}cotracker_ros/launch/tracker.launch.py',

@@ -1,0 +1,1 @@
+"""A live view of the tracker in a browser (extra `live`): `python -m cotracker_ros.live`."""
