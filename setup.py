@@ -46,6 +46,7 @@ EXTRAS = {
         'pytest>=7.4',
         'pytest-timeout>=2.1',
         'selenium>=4.10',  # clicks on the live view in a real browser
+        'pyyaml>=5.4',  # the launch file reads parameter files
         'setuptools',
         'wheel',
     ],

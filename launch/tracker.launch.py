@@ -1,83 +1,222 @@
 """`ros2 launch cotracker_ros tracker.launch.py image_topic:=/camera/image_raw`."""
 
+import json
+import sys
+from pathlib import Path
+
+import yaml
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+from launch_ros.parameter_descriptions import ParameterFile
+from launch_ros.substitutions import ExecutableInPackage
 
-from cotracker_ros.ros.parameters import BY_NAME
+from cotracker_ros.ros.parameters import TABLE, Parameter, did_you_mean
 from cotracker_ros.ros.share import share_file
 
-# Arguments that go to the node as parameters; empty leaves the value to the parameter file.
-NAMES = (
-    'model', 'engine', 'threads', 'max_points', 'image_transport', 'initial_grid', 'autostart',
-)  # fmt: skip
-PARAMETERS = {
-    **{name: (type(BY_NAME[name].default), BY_NAME[name].text) for name in NAMES},
-    'use_sim_time': (bool, 'Take the time from /clock'),
-}
+NAME = 'tracker'
+# Every parameter is an argument; an empty one leaves the value to the parameter file.
+PARAMETERS = {p.name: p for p in (*TABLE, Parameter('use_sim_time', False, 'Time from /clock'))}
+# name: (default, description, choices)
 OTHERS = {
-    'namespace': ('', 'Namespace of the node and its topics'),
-    'image_topic': ('image', 'The camera image'),
-    'camera_info_topic': ('camera_info', 'Calibration of the camera, for ~/tracks_3d'),
-    'depth_topic': ('', 'Depth image aligned with the image: ~/tracks_3d is then in metres'),
-    'params_file': (str(share_file('config/tracker.yaml')), 'YAML file of parameters'),
-    'log_level': ('info', 'debug, info, warn, error or fatal'),
-    'rviz': ('false', 'Open RViz with the tracks'),
+    'namespace': ('', 'Namespace of the node and its topics', None),
+    'image_topic': ('image', 'The camera image; with cameras, below the name of each', None),
+    'camera_info_topic': ('camera_info', 'Calibration of the camera, for ~/tracks_3d', None),
+    'depth_topic': ('', 'Depth image aligned with the image: ~/tracks_3d is then metric', None),
+    'params_file': (str(share_file('config/tracker.yaml')), 'YAML file of parameters', None),
+    'log_level': ('info', 'Least severity logged', ['debug', 'info', 'warn', 'error', 'fatal']),
+    'rviz': ('false', 'Open RViz with the tracks and ~/overlay', ['true', 'false']),
+    'camera_frame': ('camera', 'frame_id of the images, which RViz needs', None),
+    'foxglove_layout': ('', 'File to write: a layout for Foxglove with these topics', None),
 }
 
 
-def tracker(context):
-    """Return the node, with those parameters that were given."""
-    given = {name: LaunchConfiguration(name).perform(context) for name in PARAMETERS}
-    explicit = {
-        name: ParameterValue(value, value_type=PARAMETERS[name][0])
-        for name, value in given.items()
-        if value
+def check_names(context) -> None:
+    """Refuse arguments of the command line that this file does not have.
+
+    Only if it was named there: a file that includes this one may have arguments of its own.
+    """
+    if not any(Path(word).name == Path(__file__).name for word in sys.argv):
+        return
+    names = [word.partition(':=')[0] for word in context.argv if ':=' in word]
+    for name in names:
+        if name not in PARAMETERS and name not in OTHERS:
+            hint = did_you_mean(name, (*PARAMETERS, *OTHERS)) or '; --show-args lists all'
+            raise RuntimeError(f'there is no argument {name!r}{hint}')
+
+
+def file_parameters(path: str) -> dict:
+    """Return the node's parameters in a parameter file; raises RuntimeError if it has none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RuntimeError(f'params_file: {error}') from None
+    found, nodes = {}, []
+
+    def search(tree, names: str) -> None:
+        for key, value in tree.items() if isinstance(tree, dict) else ():
+            if key == 'ros__parameters':
+                nodes.append(names or '/')
+                if names.rpartition('/')[2] in ('*', '**', NAME) and isinstance(value, dict):
+                    found.update(value)
+            else:
+                search(value, f'{names}/{key}'.replace('//', '/'))
+
+    search(content, '')
+    if not found:
+        of = ', '.join(nodes) or 'no node (ros__parameters is missing)'
+        raise RuntimeError(f'params_file: {path} has parameters of {of}, none of {NAME}')
+    return found
+
+
+def given_parameters(arguments: dict[str, str], from_file: dict) -> dict:
+    """Return the values of the arguments that are parameters, checked, in their types.
+
+    Typed here, and not by ParameterValue(LaunchConfiguration(...), value_type=...): to that,
+    [10, 20] is no list of floats.
+    """
+    given = {}
+    for name, parameter in PARAMETERS.items():
+        if not arguments[name]:
+            continue
+        try:
+            value = parameter.parse(arguments[name])
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+        if value != []:
+            given[name] = value
+        elif from_file.get(name):  # ROS has no way to say an empty list
+            raise RuntimeError(f'{name} cannot be emptied: take it out of params_file')
+    if arguments['depth_topic']:
+        given['depth'] = True
+    return given
+
+
+def camera_topics(arguments: dict[str, str], camera: str) -> dict[str, str]:
+    """Return where the topics of a camera ('' if it is the only one) really are.
+
+    Those of one camera of several lie below its name. Raises RuntimeError for absolute names,
+    which all cameras would share.
+    """
+    topics = {}
+    for name in ('image', 'camera_info', 'depth'):
+        topic = arguments[f'{name}_topic'] or name
+        if camera and topic.startswith('/'):
+            raise RuntimeError(
+                f'{name}_topic is that of every camera, below its name ({camera}/{name}), and '
+                f'cannot be {topic}'
+            )
+        topics[f'{camera}/{name}' if camera else name] = f'{camera}/{topic}' if camera else topic
+    return topics
+
+
+def viewer_topics(arguments: dict[str, str], camera: str) -> dict[str, str]:
+    """Return the names of topics in the files of the viewers, and what each is here."""
+    image, camera_info, _ = camera_topics(arguments, camera).values()
+    prefix = f'{camera}/' if camera else ''
+    return {
+        '/image': image,
+        '/camera_info': camera_info,
+        '/tracks': f'{prefix}tracks',
+        f'/{NAME}/overlay': f'{NAME}/{prefix}overlay',
+        f'/{NAME}/markers': f'{NAME}/{prefix}markers',
     }
-    depth_topic = LaunchConfiguration('depth_topic').perform(context)
-    if depth_topic:
-        explicit['depth'] = True
+
+
+def tracker(context) -> list:
+    """Return the node and its viewers, or raise RuntimeError before any of them starts."""
+    check_names(context)
+    arguments = {n: LaunchConfiguration(n).perform(context) for n in (*PARAMETERS, *OTHERS)}
+    used = file_parameters(arguments['params_file'])
+    given = given_parameters(arguments, used)
+    used.update(given)
+    cameras = used.get('cameras') or ['']
+    remappings = [pair for c in cameras for pair in camera_topics(arguments, c).items()]
+    viewed = viewer_topics(arguments, cameras[0])
+    if arguments['foxglove_layout']:
+        if used.get('image_transport') == 'compressed':
+            viewed['/image'] += '/compressed'
+        outer = context.launch_configurations.get('ros_namespace', '')
+        write_layout(Path(arguments['foxglove_layout']), viewed, [outer, arguments['namespace']])
     return [
         Node(
             package='cotracker_ros',
             executable='tracker_node',
-            name='tracker',
-            namespace=LaunchConfiguration('namespace'),
-            parameters=[ParameterFile(LaunchConfiguration('params_file')), explicit],
-            remappings=[
-                ('image', LaunchConfiguration('image_topic')),
-                ('camera_info', LaunchConfiguration('camera_info_topic')),
-                ('depth', depth_topic or 'depth'),
-            ],
-            arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+            name=NAME,
+            namespace=arguments['namespace'],
+            parameters=[ParameterFile(arguments['params_file']), given],
+            remappings=remappings,
+            arguments=['--ros-args', '--log-level', arguments['log_level']],
             output='screen',
-        )
+        ),
+        *([rviz(context, arguments, viewed)] if arguments['rviz'] == 'true' else []),
     ]
+
+
+def rviz(context, arguments: dict[str, str], topics: dict[str, str]) -> Node:
+    """Return RViz; raises RuntimeError where it is not installed."""
+    try:
+        ExecutableInPackage(package='rviz2', executable='rviz2').perform(context)
+    except Exception as error:  # of three kinds, from launch_ros and ament_index
+        raise RuntimeError(f'rviz:=true needs the package rviz2: {error}') from None
+    return Node(
+        package='rviz2',
+        executable='rviz2',
+        namespace=arguments['namespace'],
+        remappings=list(topics.items()),
+        arguments=['-d', str(share_file('config/tracker.rviz')), '-f', arguments['camera_frame']],
+    )
+
+
+def write_layout(path: Path, topics: dict[str, str], namespaces: list[str]) -> None:
+    """Write the Foxglove layout with these topics, whose names are relative to the namespaces."""
+
+    def absolute(name: str) -> str:
+        for namespace in reversed(namespaces):
+            name = name if name.startswith('/') else f'{namespace.rstrip("/")}/{name}'
+        return '/' + name.lstrip('/')
+
+    def renamed(value):
+        if isinstance(value, dict):
+            return {renamed(key): renamed(item) for key, item in value.items()}
+        return absolute(topics[value]) if isinstance(value, str) and value in topics else value
+
+    layout = json.loads(share_file('config/foxglove_layout.json').read_text(encoding='utf-8'))
+    try:
+        path.write_text(json.dumps(renamed(layout), indent=2) + '\n', encoding='utf-8')
+    except OSError as error:
+        raise RuntimeError(f'foxglove_layout: {error}') from None
+
+
+def describe(parameter: Parameter) -> str:
+    """Return what an argument means, what is allowed and the node's default."""
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else (
+        str(parameter.default).lower()
+    )  # fmt: skip
+    allowed = '' if parameter.choices else parameter.range_text()
+    unit = f'in {parameter.unit}' if parameter.unit else ''
+    return '; '.join(filter(None, [parameter.text, unit, allowed, f'default {default}']))
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Describe the node, its arguments and the viewer."""
+    """Describe the node, its arguments and the viewers."""
     arguments = [
-        DeclareLaunchArgument(name, default_value='', description=text)
-        for name, (_, text) in PARAMETERS.items()
+        DeclareLaunchArgument(
+            name,
+            default_value='',
+            description=describe(p),
+            choices=['', *p.choices] if p.choices else None,
+        )
+        for name, p in PARAMETERS.items()
     ] + [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (default, text) in OTHERS.items()
+        DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+        for name, (default, text, choices) in OTHERS.items()
     ]
-    viewer = Node(
-        package='rviz2',
-        executable='rviz2',
-        arguments=['-d', str(share_file('config/tracker.rviz'))],
-        condition=IfCondition(LaunchConfiguration('rviz')),
-    )
     return LaunchDescription(
         [
             SetEnvironmentVariable('RCUTILS_LOGGING_BUFFERED_STREAM', '1'),
             *arguments,
             OpaqueFunction(function=tracker),
-            viewer,
         ]
     )

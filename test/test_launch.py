@@ -1,86 +1,261 @@
-"""The launch file, with small stand-ins where `launch` is not installed."""
+"""The launch file, with the real `launch` where it is installed and strict stand-ins elsewhere."""
 
+import importlib.util
+import json
 import sys
-import types
 from pathlib import Path
 
 import pytest
+import stand_in_launch
 
 from cotracker_ros.ros import parameters
 
+pytest.importorskip('yaml', reason='launch files read YAML')
 FILE = Path(__file__).parents[1] / 'launch' / 'tracker.launch.py'
-
-
-class Record:
-    """Remembers how it was made; enough of every class of launch that the file uses."""
-
-    def __init__(self, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
-
-    def perform(self, context):
-        return context[self.args[0]]
+REAL = importlib.util.find_spec('launch') and importlib.util.find_spec('launch_ros')
 
 
 @pytest.fixture
-def launch_file(monkeypatch):
-    """The launch file as a module."""
-    modules = {
-        'launch': ('LaunchDescription',),
-        'launch.actions': ('DeclareLaunchArgument', 'OpaqueFunction', 'SetEnvironmentVariable'),
-        'launch.conditions': ('IfCondition',),
-        'launch.substitutions': ('LaunchConfiguration',),
-        'launch_ros': (),
-        'launch_ros.actions': ('Node',),
-        'launch_ros.parameter_descriptions': ('ParameterFile', 'ParameterValue'),
-    }
-    for name, classes in modules.items():
-        module = types.ModuleType(name)
-        for kind in classes:
-            setattr(module, kind, type(kind, (Record,), {}))
+def stand_ins(monkeypatch):
+    for name, module in stand_in_launch.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    module = types.ModuleType('tracker_launch')
-    exec(compile(FILE.read_text(), FILE, 'exec'), module.__dict__)
+
+
+def load():
+    """The launch file as a module, as launch loads it."""
+    spec = importlib.util.spec_from_file_location('tracker_launch', FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
-def test_arguments_are_those_that_users_expect(launch_file):
-    expected = (
-        'namespace image_topic camera_info_topic depth_topic params_file model engine '
-        'image_transport use_sim_time autostart log_level rviz'
-    )
-    assert {*launch_file.PARAMETERS, *launch_file.OTHERS} >= set(expected.split())
-    for name, (kind, _) in launch_file.PARAMETERS.items():
-        if name != 'use_sim_time':  # every node has it
-            assert type(parameters.BY_NAME[name].default) is kind
+def launched(*arguments: str) -> list[dict]:
+    """What the nodes are made of that `ros2 launch ... name:=value ...` would start."""
+    context = stand_in_launch.LaunchContext(argv=arguments)
+    context.launch_configurations.update(a.split(':=', 1) for a in arguments)
+    nodes = []
+    for entity in load().generate_launch_description().entities:
+        nodes += entity.execute(context) or []
+    return [node.kwargs for node in nodes]
 
 
-def test_only_given_arguments_replace_the_file(launch_file):
-    actions = launch_file.generate_launch_description().args[0]
-    declared = {a.args[0]: a for a in actions if type(a).__name__ == 'DeclareLaunchArgument'}
-    assert set(declared) == {*launch_file.PARAMETERS, *launch_file.OTHERS}
-    assert all(a.kwargs['description'] for a in declared.values())
-    defaults = {name: a.kwargs['default_value'] for name, a in declared.items()}
-    assert Path(defaults['params_file']).is_file()
-    viewer = actions[-1]
-    assert Path(viewer.kwargs['arguments'][1]).is_file()
-    (node,) = launch_file.tracker({**defaults, 'model': 'other.onnx', 'initial_grid': '3'})
-    file, explicit = node.kwargs['parameters']
-    assert type(file).__name__ == 'ParameterFile'
-    assert {name: value.args[0] for name, value in explicit.items()} == {
-        'model': 'other.onnx',
-        'initial_grid': '3',
+def explicit(*arguments: str) -> dict:
+    """The parameters that these arguments set."""
+    return launched(*arguments)[0]['parameters'][1]
+
+
+def test_every_parameter_is_a_described_argument(stand_ins):
+    entities = load().generate_launch_description().entities
+    declared = {e.name: e for e in entities if hasattr(e, 'default')}
+    assert set(declared) >= {*parameters.BY_NAME, 'use_sim_time', 'namespace', 'image_topic'}
+    assert all(argument.description for argument in declared.values())
+    assert set(parameters.BY_NAME['engine'].choices) < set(declared['engine'].choices)
+    assert Path(declared['params_file'].default).is_file()
+
+
+@pytest.mark.parametrize(
+    'name, text, value',
+    [
+        ('threads', '1', 1),
+        ('max_points', '32', 32),
+        ('initial_grid', '3', 3),
+        ('autostart', 'false', False),
+        ('use_sim_time', 'True', True),
+        ('age_budget', '1', 1.0),
+        ('model', 'true', 'true'),  # a name, not a truth
+        ('model', '/my models/a.onnx', '/my models/a.onnx'),
+        ('engine', 'onnxruntime', 'onnxruntime'),
+        ('query_points', '[10, 20.5]', [10.0, 20.5]),
+        ('query_points', '10,20', [10.0, 20.0]),
+        ('cameras', "[front, 'rear']", ['front', 'rear']),
+    ],
+)
+def test_arguments_arrive_in_the_type_of_their_parameter(stand_ins, name, text, value):
+    given = explicit(f'{name}:={text}')
+    assert given == {name: value}
+    assert type(given[name]) is type(value)
+
+
+def test_only_given_arguments_replace_the_file(stand_ins):
+    (node,) = launched()
+    file, given = node['parameters']
+    assert given == {} and Path(file.param_file).is_file()
+    assert node['remappings'] == [
+        ('image', 'image'),
+        ('camera_info', 'camera_info'),
+        ('depth', 'depth'),
+    ]
+    assert (node['package'], node['executable']) == ('cotracker_ros', 'tracker_node')
+    assert explicit('cameras:=[]') == {}  # launch_ros refuses an empty list
+
+
+def test_a_depth_topic_switches_depth_on(stand_ins):
+    (node,) = launched('depth_topic:=/camera/depth')
+    assert node['parameters'][1] == {'depth': True}
+    assert node['remappings'][2] == ('depth', '/camera/depth')
+
+
+def test_topics_of_several_cameras_lie_below_their_names(stand_ins):
+    (node,) = launched('cameras:=[front, rear]', 'image_topic:=image_raw')
+    assert dict(node['remappings'])['rear/image'] == 'rear/image_raw'
+    with pytest.raises(RuntimeError, match=r'below its name \(front/image\), and cannot be /x'):
+        launched('cameras:=[front]', 'image_topic:=/x')
+
+
+@pytest.mark.parametrize(
+    'argument, message',
+    [
+        ('threads:=many', "threads must be of type integer, not 'many'"),
+        ('threads:=1.5', "threads must be of type integer, not '1.5'"),
+        ('threads:=-1', 'threads must be 0 to 256, not -1'),
+        ('autostart:=maybe', "autostart must be of type bool, not 'maybe'"),
+        ('query_points:=[10]', 'pairs of x and y, not 1 numbers'),
+        ('query_points:=[a, b]', "type double.., not 'a'"),
+        ('cameras:=[front, front]', 'cameras must be different names'),
+        ('engine:=onnx', 'Valid options are: .*onnxruntime'),
+        ('rviz:=yes', 'Valid options are'),
+        ('params_file:=/nowhere.yaml', "params_file: .*No such file.*'/nowhere.yaml'"),
+        ('foxglove_layout:=/nowhere/x.json', 'foxglove_layout: .*No such file'),
+    ],
+)
+def test_wrong_arguments_start_nothing(stand_ins, argument, message):
+    with pytest.raises(RuntimeError, match=message):
+        launched(argument)
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{', 'params_file: '),
+        ('', r'has parameters of no node \(ros__parameters is missing\), none of tracker'),
+        ('/**: {threads: 1}', 'ros__parameters is missing'),
+        ('/a/camera: {ros__parameters: {x: 1}}', 'has parameters of /a/camera, none of tracker'),
+    ],
+)
+def test_a_file_without_parameters_of_the_node_is_refused(stand_ins, tmp_path, text, message):
+    file = tmp_path / 'my.yaml'
+    file.write_text(text)
+    with pytest.raises(RuntimeError, match=message):
+        launched(f'params_file:={file}')
+
+
+@pytest.mark.parametrize('node', ['/**', '/*', 'tracker', '/front/tracker', '/**/tracker'])
+def test_a_file_of_the_node_is_taken(stand_ins, tmp_path, node):
+    file = tmp_path / 'my.yaml'
+    file.write_text(f'{node}: {{ros__parameters: {{cameras: [front]}}}}')
+    (made,) = launched(f'params_file:={file}', 'namespace:=front')
+    assert ('front/image', 'front/image') in made['remappings']
+    with pytest.raises(RuntimeError, match='cameras cannot be emptied'):
+        launched(f'params_file:={file}', 'cameras:=[]')
+
+
+def test_misspelt_arguments_are_refused_with_the_nearest_name(stand_ins, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['ros2', 'launch', 'cotracker_ros', FILE.name])
+    with pytest.raises(RuntimeError, match="no argument 'imge_topic'; did you mean 'image_topic'"):
+        launched('imge_topic:=/camera')
+    with pytest.raises(RuntimeError, match="no argument 'zzz'; --show-args lists all"):
+        launched('zzz:=1')
+    monkeypatch.setattr(sys, 'argv', ['ros2', 'launch', 'robot', 'robot.launch.py'])
+    assert launched('robot_arm:=left')  # an argument of the file that includes ours
+
+
+def test_without_rviz_nothing_starts(stand_ins, monkeypatch):
+    monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
+    with pytest.raises(RuntimeError, match='rviz:=true needs the package rviz2'):
+        launched('rviz:=true')
+
+
+def test_viewers_show_the_topics_of_this_launch(stand_ins, monkeypatch, tmp_path):
+    program = tmp_path / 'lib/rviz2/rviz2'
+    marker = tmp_path / 'share/ament_index/resource_index/packages/rviz2'
+    for file in (program, marker):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    program.chmod(0o755)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    layout = tmp_path / 'layout.json'
+    arguments = ('namespace:=front', 'image_topic:=/cam/image_raw', f'foxglove_layout:={layout}')
+    _, rviz = launched('rviz:=true', 'camera_frame:=optical', *arguments)
+    remapped = dict(rviz['remappings'])
+    assert remapped['/tracks'] == 'tracks' and rviz['namespace'] == 'front'
+    assert remapped['/tracker/overlay'] == 'tracker/overlay'
+    config = Path(rviz['arguments'][1]).read_text()
+    assert rviz['arguments'][2:] == ['-f', 'optical']
+    assert {'/tracks', '/tracker/overlay'} <= {*remapped} and 'Value: /tracker/overlay' in config
+    panels = json.loads(layout.read_text())['configById']
+    assert panels['Image!tracks']['imageMode'] == {
+        'imageTopic': '/cam/image_raw',
+        'calibrationTopic': '/front/camera_info',
+        'annotations': {'/front/tracker/markers': {'visible': True}},
     }
-    assert [name for name, _ in node.kwargs['remappings']] == ['image', 'camera_info', 'depth']
-    assert (node.kwargs['package'], node.kwargs['executable']) == ('cotracker_ros', 'tracker_node')
+    assert panels['Image!overlay']['imageMode']['imageTopic'] == '/front/tracker/overlay'
+    assert panels['RawMessages!tracks']['topicPath'] == '/front/tracks'
+    launched('image_transport:=compressed', 'cameras:=[left]', f'foxglove_layout:={layout}')
+    panels = json.loads(layout.read_text())['configById']
+    assert panels['Image!tracks']['imageMode']['imageTopic'] == '/left/image/compressed'
+    assert panels['Image!overlay']['imageMode']['imageTopic'] == '/tracker/left/overlay'
 
 
-def test_a_depth_topic_switches_depth_on(launch_file):
-    values = dict.fromkeys(launch_file.PARAMETERS, '')
-    (node,) = launch_file.tracker({**values, 'depth_topic': '/camera/depth'})
-    assert node.kwargs['parameters'][1] == {'depth': True}
-    assert node.kwargs['remappings'][2] == ('depth', '/camera/depth')
-    (node,) = launch_file.tracker({**values, 'depth_topic': ''})
-    assert node.kwargs['parameters'][1] == {}
+# Mistakes that launch refuses: the stand-ins must, too.
+MISTAKES = """
+ParameterValue('1', value_type=int)
+ParameterValue('false', value_type=bool)
+ParameterValue(1, value_type=float)
+node(parameters={'a': 1})
+node(parameters=[{'a': None}])
+node(parameters=[{'a': []}])
+node(parameters=[{'a': [1, 'b']}])
+node(parameters=[{'a': [True, 2]}])
+node(parameters=[{'a': object()}])
+node(parameters=[5])
+node(remappings=[('a',)])
+node(remappings=['ab'])
+node(remappings=[('a', 5)])
+node(namespace=5)
+node(arguments=[5])
+node(nonsense=5)
+ParameterFile(5)
+LaunchConfiguration(5)
+LaunchConfiguration('missing').perform(LaunchContext())
+DeclareLaunchArgument('a', default_value=5)
+DeclareLaunchArgument('a', default_value='b', choices=['c'])
+DeclareLaunchArgument('a', choices=[])
+DeclareLaunchArgument('a').execute(LaunchContext())
+SetEnvironmentVariable('A', 5)
+OpaqueFunction(function='text')
+ExecutableInPackage(package='nothing', executable='x').perform(LaunchContext())
+""".strip().splitlines()
+
+
+def real_classes() -> dict:
+    return {
+        kind.__name__: getattr(importlib.import_module(name), kind.__name__)
+        for name, classes in stand_in_launch.MODULES.items()
+        for kind in classes
+    }
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+@pytest.mark.parametrize('kind', ['stand-in', 'real'])
+def test_stand_ins_refuse_what_launch_refuses(kind, mistake):
+    if kind == 'real' and not REAL:
+        pytest.skip('launch is not installed: needs a ROS distribution')
+    stand_in = {c.__name__: c for classes in stand_in_launch.MODULES.values() for c in classes}
+    names = real_classes() if kind == 'real' else stand_in
+
+    def node(**options):
+        made = names['Node'](package='demo', executable='x', **options)
+        if kind == 'real':  # which evaluates later what the stand-in checks at once
+            utilities = importlib.import_module('launch_ros.utilities')
+            rules = utilities.normalize_parameters(options.get('parameters', []))
+            utilities.evaluate_parameters(names['LaunchContext'](), rules)
+            importlib.import_module('launch.utilities').normalize_to_list_of_substitutions(
+                options.get('namespace', '')
+            )
+        return made
+
+    with pytest.raises(Exception):  # noqa: B017 - each class has its own
+        eval(mistake, {**names, 'node': node})
 
 
 def test_real_launch_takes_the_file():
@@ -96,7 +271,16 @@ from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 namespace = sys.argv[-1].removeprefix('__ns:=')
-arguments = {'namespace': namespace, 'image_topic': 'picture', 'initial_grid': '3'}
+arguments = {
+    'namespace': namespace,
+    'image_topic': 'picture',
+    'initial_grid': '3',
+    'query_points': '[10, 20]',
+    'autostart': 'true',
+    'use_sim_time': 'false',
+    'age_budget': '1',
+    'engine': 'onnxruntime',
+}
 source = PythonLaunchDescriptionSource(FILE)
 service = LaunchService()
 service.include_launch_description(
@@ -123,6 +307,6 @@ def test_real_launch_starts_the_node(start_tracker, tmp_path, monkeypatch):
 
     def answered():
         publisher.publish(tracker.image())
-        return any(msg.width == 9 for msg in tracker.tracks)
+        return any(msg.width == 10 for msg in tracker.tracks)
 
     tracker.until(answered)

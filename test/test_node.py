@@ -1,5 +1,6 @@
 """The node as a process, over real DDS."""
 
+import json
 import math
 import os
 import signal
@@ -170,16 +171,81 @@ def test_parameters_while_running(start_tracker):
     assert len(tracker.track()) == 5
 
 
+def dump(tracker) -> tuple[dict, dict]:
+    """All parameters as `ros2 param dump` writes them, and their described types."""
+    from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
+    from rclpy.parameter import Parameter, parameter_value_to_python
+
+    names = tracker.call(ListParameters, '~/list_parameters').result.names
+    request = GetParameters.Request(names=names)
+    values = tracker.call(GetParameters, '~/get_parameters', request).values
+    request = DescribeParameters.Request(names=names)
+    described = tracker.call(DescribeParameters, '~/describe_parameters', request).descriptors
+    tree: dict = {}
+    for name, value in zip(names, values, strict=True):
+        *above, last = name.split('.')
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[last] = parameter_value_to_python(value)
+        branch[last] = list(branch[last]) if hasattr(branch[last], 'tolist') else branch[last]
+    return tree, {d.name: Parameter.Type(d.type).name for d in described}
+
+
+def test_every_parameter_survives_dump_and_load(start_tracker, tmp_path):
+    kinds = {'bool': 'BOOL', 'integer': 'INTEGER', 'double': 'DOUBLE', 'string': 'STRING'}
+    wanted = {p.name: kinds.get(p.kind, p.kind.upper()[:-2] + '_ARRAY') for p in TABLE}
+    others = {  # than the defaults
+        'cameras': '[front, rear]', 'query_points': '[10, 20]', 'age_budget': 1, 'depth': 'true',
+        'image_transport': 'compressed', 'initial_grid': 9, 'overlay_rate': 3, 'threads': 1,
+    }  # fmt: skip
+    for changed in ({}, others):
+        tracker = start_tracker(ready=False, **changed)
+        tracker.until(lambda tracker=tracker: 'tracking ' in tracker.output())
+        before, types = dump(tracker)
+        assert {name: types[name] for name in wanted} == wanted
+        file = tmp_path / 'dump.yaml'  # JSON is YAML
+        tracker.close()
+        file.write_text(json.dumps({'/**': {'ros__parameters': before}}))
+        again = start_tracker(ready=False, extra=('--params-file', str(file)))
+        again.until(lambda again=again: 'tracking ' in again.output())
+        after, types = dump(again)
+        again.close()
+        assert {n: after[n] for n in wanted} == {n: before[n] for n in wanted}
+        assert {name: types[name] for name in wanted} == wanted
+
+
+def test_set_parameters_keep_their_types(start_tracker):
+    tracker = start_tracker(ready=False, autostart='false')
+    for name, value, kind in (
+        ('query_points', [1, 2], 'DOUBLE_ARRAY'),
+        ('query_points', [], 'DOUBLE_ARRAY'),
+        ('age_budget', 1, 'DOUBLE'),
+    ):
+        assert tracker.set(name, value).successful
+        assert dump(tracker)[1][name] == kind
+
+
+def test_slots_grow_to_the_initial_points(start_tracker):
+    tracker = start_tracker(initial_grid=9, initial_corners=4, query_points='[20.0, 30.0]')
+    assert 'x 86 points' in tracker.output()
+    rows = tracker.track()
+    assert len(rows) >= 82  # corners may be fewer
+    result = tracker.set('initial_grid', 10)
+    assert not result.successful and 'max_points is 86' in result.reason
+
+
 @pytest.mark.parametrize(
     'values, message',
     [
         ({'model': 'nothing'}, "no model 'nothing'"),
         ({'model': '/nowhere/model.onnx'}, '/nowhere/model.onnx: no such model file'),
-        ({'max_points': 0}, 'max_points'),
+        ({'max_points': -1}, 'max_points must be 0 to'),
+        ({'max_point': 9}, "no parameter 'max_point'; did you mean 'max_points'?"),
         ({'engine': 'abacus'}, 'engine must be one of auto'),
         (
-            {'initial_grid': 9},
-            'initial_grid 9, initial_corners 0 and 0 query_points are 81 points',
+            {'initial_grid': 9, 'max_points': 64},
+            'initial_grid 9, initial_corners 0, 0 query_points and target_points 0 need 81 slots',
         ),
         ({'query_points': '[1.0, 2.0, 3.0]'}, 'pairs of x and y'),
     ],

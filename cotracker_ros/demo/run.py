@@ -135,7 +135,6 @@ def record(video: Video, arguments: argparse.Namespace) -> tuple[list[int], dict
     source += ['--rate', video.fps] + ([] if seconds is None else ['--seconds', seconds])
     node = ['cotracker_ros', '--ros-args', '-p', f'model:={arguments.model}']
     node += ['-p', f'engine:={arguments.engine}', '-p', f'initial_grid:={arguments.grid}']
-    node += ['-p', f'max_points:={max(64, arguments.grid**2)}']
     recorder = ['cotracker_ros.demo.recorder', '--output', output, '--fps', video.fps]
     processes = []
     try:

@@ -25,6 +25,7 @@ from cotracker_ros.ros.stream import Stream, parameter_changes
 from cotracker_ros.streaming import StreamingTracker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SLOTS = 64  # where max_points is 0, or more if more points are wanted
 STOP_SECONDS = 1.0  # for the step in progress when the node must stop
 
 
@@ -64,6 +65,8 @@ class TrackerNode(LifecycleNode):
         self._mailbox: Mailbox | None = None
         self._worker: threading.Thread | None = None
         self._entities = []
+        if hasattr(self, 'add_pre_set_parameters_callback'):  # not on Humble
+            self.add_pre_set_parameters_callback(parameters.typed)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
 
@@ -73,10 +76,11 @@ class TrackerNode(LifecycleNode):
     def on_configure(self) -> None:
         """Load the model."""
         p = parameters.values(self)
-        _check_points(p, p.query_points)
+        slots = p.max_points or max(SLOTS, _points_wanted(p))
+        _check_points(p, slots)
         try:
             for camera in p.cameras or ('',):
-                tracker = StreamingTracker(p.model, p.max_points, p.engine, p.threads)
+                tracker = StreamingTracker(p.model, slots, p.engine, p.threads)
                 self._streams.append(Stream(self, tracker, camera))
                 self._streams[-1].set_query_points(p.query_points)
         except Exception:
@@ -192,11 +196,11 @@ class TrackerNode(LifecycleNode):
                 for name in ('initial_grid', 'initial_corners', 'target_points'):
                     new = parameter_changes(changes, name)
                     setattr(p, name, getattr(p, name) if new is None else new)
-                numbers = parameter_changes(changes, 'query_points')
-                numbers = p.query_points if numbers is None else tuple(numbers)
-                _check_points(p, numbers)
-                if numbers != p.query_points:
-                    self._set_query_points(numbers, p.query_points)
+                old, new = p.query_points, parameter_changes(changes, 'query_points')
+                p.query_points = old if new is None else tuple(new)
+                _check_points(p, self._streams[0].slots)
+                if p.query_points != old:
+                    self._set_query_points(p.query_points, old)
         except ValueError as error:
             reason = str(error)
         return SetParametersResult(successful=not reason, reason=reason)
@@ -247,16 +251,18 @@ def _answer(response, text: str):
     return response
 
 
-def _check_points(p, query_points: tuple) -> None:
-    """Raise ValueError unless the initial points fit the slots."""
-    if p.target_points > p.max_points:
-        raise ValueError(f'target_points {p.target_points} exceeds max_points {p.max_points}')
-    count = p.initial_grid**2 + p.initial_corners + len(query_points) // 2
-    if count > p.max_points:
+def _points_wanted(p) -> int:
+    """Return for how many points there must be slots at the start."""
+    return max(p.target_points, p.initial_grid**2 + p.initial_corners + len(p.query_points) // 2)
+
+
+def _check_points(p, slots: int) -> None:
+    """Raise ValueError unless the points that the parameters ask for fit the slots."""
+    if _points_wanted(p) > slots:
         raise ValueError(
-            f'initial_grid {p.initial_grid}, initial_corners {p.initial_corners} and '
-            f'{len(query_points) // 2} query_points are {count} '
-            f'points, but max_points is {p.max_points}'
+            f'initial_grid {p.initial_grid}, initial_corners {p.initial_corners}, '
+            f'{len(p.query_points) // 2} query_points and target_points {p.target_points} need '
+            f'{_points_wanted(p)} slots, but max_points is {slots}'
         )
 
 

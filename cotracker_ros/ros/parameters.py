@@ -3,8 +3,11 @@
 `python -m cotracker_ros.ros.parameters` rewrites config/tracker.yaml and the table in README.md.
 """
 
+import contextlib
+import difflib
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +28,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     dynamic: bool = False  # may be set while the node runs
     element: type = float  # of a list
+    check: Callable[[tuple], None] | None = None  # of a list as a whole; raises ValueError
 
     @property
     def kind(self) -> str:
@@ -41,10 +45,39 @@ class Parameter:
         """
         kind = type(self.default)
         if kind is tuple:
-            if value is None or not hasattr(value, '__iter__') or isinstance(value, (str, bytes)):
+            if value is None:  # what rclpy makes of an empty list in a file
+                return ()
+            if not hasattr(value, '__iter__') or isinstance(value, (str, bytes)):
                 raise ValueError(f'{self.name} must be a list, not {value!r}')
-            return tuple(self._clean_one(item, self.element) for item in value)  # type: ignore
+            items = tuple(self._clean_one(item, self.element) for item in value)  # type: ignore
+            if self.check is not None:
+                self.check(items)
+            return items
         return self._clean_one(value, kind)
+
+    def parse(self, text: str) -> object:
+        """Return the checked value that a text on a command line means, or raise ValueError.
+
+        Lists are written `[10, 20]` or `10, 20`.
+        """
+        if not isinstance(self.default, tuple):
+            return self.clean(self._parse_one(text.strip(), type(self.default)))
+        inner = text.strip()
+        if inner.startswith('[') and inner.endswith(']'):
+            inner = inner[1:-1]
+        items = [item.strip() for item in inner.split(',')] if inner.strip() else []
+        return list(self.clean([self._parse_one(item, self.element) for item in items]))  # type: ignore
+
+    def _parse_one(self, text: str, kind: type) -> object:
+        if kind is str:
+            quoted = len(text) > 1 and text[0] == text[-1] and text[0] in '\'"'
+            return text[1:-1] if quoted else text
+        try:
+            if kind is bool:
+                return {'true': True, 'false': False}[text.lower()]
+            return kind(text)
+        except (KeyError, ValueError):
+            raise ValueError(f'{self.name} must be of type {self.kind}, not {text!r}') from None
 
     def _clean_one(self, value, kind: type):
         if kind is float and type(value) is int:
@@ -72,13 +105,31 @@ class Parameter:
         return f'{self.low} to {self.high}'
 
 
+_CAMERA = re.compile(r'[A-Za-z]\w*')
+
+
+def _check_cameras(names: tuple) -> None:
+    if not all(map(_CAMERA.fullmatch, names)) or len(set(names)) < len(names):
+        raise ValueError(f'cameras must be different names such as front or rear_left: {names}')
+
+
+def _check_pairs(numbers: tuple) -> None:
+    if len(numbers) % 2:
+        raise ValueError(f'query_points must hold pairs of x and y, not {len(numbers)} numbers')
+
+
 TABLE = (
     Parameter('autostart', True, 'Configure and activate at start; off for a lifecycle manager'),
     Parameter('model', 'realtime', 'Name of a shipped model, or path of an .onnx or .engine file'),
     Parameter('engine', 'auto', 'Runtime', choices=('auto', *ENGINES)),
     Parameter('threads', 0, 'CPU threads of the model; 0 chooses', low=0, high=256),
     Parameter(
-        'max_points', 64, 'Slots for points: constant cost and memory', low=1, high=MAX_SLOTS
+        'max_points',
+        0,
+        'Slots for points: constant cost and memory; 0: 64, or as many as the initial points and '
+        '`target_points` need',
+        low=0,
+        high=MAX_SLOTS,
     ),
     Parameter(
         'cameras',
@@ -86,6 +137,7 @@ TABLE = (
         'Names of several cameras: topics `<camera>/image`, `<camera>/tracks`, '
         '`~/<camera>/queries`, ..., each with `max_points` slots; empty: one camera on `image`',
         element=str,
+        check=_check_cameras,
     ),
     Parameter(
         'image_transport',
@@ -139,6 +191,7 @@ TABLE = (
         'before',
         unit='px',
         dynamic=True,
+        check=_check_pairs,
     ),
     Parameter(
         'frozen_after',
@@ -179,44 +232,87 @@ TABLE = (
     ),
 )
 BY_NAME = {p.name: p for p in TABLE}
-_CAMERA = re.compile(r'[A-Za-z]\w*')
 
 
 def clean(name: str, value: object) -> object:
     """Return the checked value of one parameter of the table, or raise ValueError."""
-    value = BY_NAME[name].clean(value)
-    if name == 'query_points' and len(value) % 2:  # type: ignore
-        raise ValueError(f'query_points must hold pairs of x and y, not {len(value)} numbers')  # type: ignore
-    if name == 'cameras':
-        bad = [camera for camera in value if not _CAMERA.fullmatch(camera)]  # type: ignore
-        if bad or len(set(value)) < len(value):  # type: ignore
-            raise ValueError(
-                f'cameras must be different names such as front or rear_left: {value}'
-            )
-    return value
+    return BY_NAME[name].clean(value)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question after the name that this one resembles; empty if it resembles none."""
+    near = difflib.get_close_matches(name, list(names), 1, 0.75)
+    return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def declare(node) -> None:
-    """Declare the table on a node; raises ValueError for a bad value from the command line."""
-    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+    """Declare the table on a node.
+
+    Raises ValueError for a bad value from the command line or a file, and for a name there that
+    is none of the table's but resembles one.
+    """
+    from rcl_interfaces.msg import ParameterDescriptor
 
     for p in TABLE:
-        descriptor = ParameterDescriptor(
-            description=p.text + (f' [{p.unit}]' if p.unit else ''),
-            additional_constraints=', '.join(p.choices),
-            read_only=not p.dynamic,
-            # rclpy would refuse an integer for a double; `clean` takes it. The others keep
-            # their type, so that tools show it.
-            dynamic_typing=p.kind == 'double' or isinstance(p.default, tuple),
-        )
-        if p.kind == 'integer' and p.high is not None:
-            bounds = IntegerRange(from_value=int(p.low or 0), to_value=int(p.high), step=0)
-            descriptor.integer_range = [bounds]
-        if p.kind == 'double' and p.high is not None:
-            bounds = FloatingPointRange(from_value=float(p.low or 0), to_value=float(p.high))
-            descriptor.floating_point_range = [bounds]
         default = list(p.default) if isinstance(p.default, tuple) else p.default
-        clean(p.name, node.declare_parameter(p.name, default, descriptor).value)
+        anything = ParameterDescriptor(dynamic_typing=True)
+        given = node.declare_parameter(p.name, default, anything).value
+        node.set_parameters([_typed(p, clean(p.name, given))])
+        node.set_descriptor(p.name, _descriptor(p))
+    for name in getattr(node, '_parameter_overrides', ()):  # rclpy tells them nowhere else
+        if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
+            hint = did_you_mean(name, BY_NAME)
+            if hint:
+                raise ValueError(f'there is no parameter {name!r}{hint}')
+            node.get_logger().warning(f'there is no parameter {name!r}: it is not used')
+
+
+def typed(changes: list) -> list:
+    """Return changes of rclpy parameters, those that the table takes in its types.
+
+    Tools make integers of whole numbers, and bytes of an empty list.
+    """
+    result = []
+    for change in changes:
+        with contextlib.suppress(KeyError, ValueError):  # not ours, or for `refusal`
+            change = _typed(BY_NAME[change.name], clean(change.name, change.value))
+        result.append(change)
+    return result
+
+
+_ROS_TYPES = {
+    'bool': 'BOOL',
+    'integer': 'INTEGER',
+    'double': 'DOUBLE',
+    'string': 'STRING',
+    'double[]': 'DOUBLE_ARRAY',
+    'string[]': 'STRING_ARRAY',
+}
+
+
+def _typed(p: Parameter, value):
+    from rclpy.parameter import Parameter as RosParameter
+
+    kind = RosParameter.Type[_ROS_TYPES[p.kind]]
+    return RosParameter(p.name, kind, list(value) if isinstance(value, tuple) else value)
+
+
+def _descriptor(p: Parameter):
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    descriptor = ParameterDescriptor(
+        description=p.text + (f' [{p.unit}]' if p.unit else ''),
+        additional_constraints=', '.join(p.choices),
+        read_only=not p.dynamic,
+        dynamic_typing=True,  # `clean` is stricter where it must be, and takes 1 for 1.0
+    )
+    if p.kind == 'integer' and p.high is not None:
+        bounds = IntegerRange(from_value=int(p.low or 0), to_value=int(p.high), step=0)
+        descriptor.integer_range = [bounds]
+    if p.kind == 'double' and p.high is not None:
+        bounds = FloatingPointRange(from_value=float(p.low or 0), to_value=float(p.high))
+        descriptor.floating_point_range = [bounds]
+    return descriptor
 
 
 def values(node) -> SimpleNamespace:

@@ -87,6 +87,11 @@ class Stream:
         self._reporter = Reporter(name, str(engine), facts)
         self._others = []
 
+    @property
+    def slots(self) -> int:
+        """Number of points that fit."""
+        return self._tracker.max_points
+
     def open(self, mailbox: Mailbox) -> None:
         """Subscribe; images go to the mailbox under this stream as their key."""
         self._mailbox = mailbox
@@ -240,7 +245,7 @@ class Stream:
         """Give up points that stay away, and look for new ones where some are missing."""
         gone = self._tracker.remove_points(self._absence.update(tracks, p.retire_after))
         self.statistics.count(retired=len(gone))
-        missing = min(p.target_points, p.max_points) - len(self._tracker.ids)
+        missing = p.target_points - len(self._tracker.ids)
         if missing > 0 and not 0 <= tracks.stamp - self._filled < REFILL_SECONDS:
             self._filled = tracks.stamp
             taken = tracks.xy[~np.isin(tracks.ids, gone)]
