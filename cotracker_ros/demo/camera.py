@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.ros.messages import array_to_image
+from cotracker_ros.ros.startup import init
 
 MEMORY = 2**28  # bytes of frames made ready before the start
 
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument('--subscribers', type=int, default=2, help='to wait for')
     parser.add_argument('--repeat', action='store_true', help='send the first frames for ever')
     arguments = parser.parse_args()
-    rclpy.init(args=[])
+    init([])
     node = Node('demo_camera')
     try:
         a = arguments

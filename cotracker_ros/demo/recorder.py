@@ -20,6 +20,7 @@ from sensor_msgs.msg import Image, PointCloud2
 
 from cotracker_ros.demo.camera import say
 from cotracker_ros.ros.messages import cloud_to_tracks, image_to_array
+from cotracker_ros.ros.startup import init
 from cotracker_ros.ros.subscription import HAS_MESSAGE_INFO
 from cotracker_ros.streaming import VISIBLE
 from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
@@ -137,7 +138,7 @@ def main() -> int:
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--fps', type=float, required=True)
     arguments = parser.parse_args()
-    rclpy.init(args=[])
+    init([])
     recorder = Recorder()
     executor = SingleThreadedExecutor()
     executor.add_node(recorder)

@@ -21,6 +21,7 @@ from cotracker_ros.engines import EngineError
 from cotracker_ros.ros import parameters
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.publishing import send
+from cotracker_ros.ros.startup import StartError, ignore_interrupts, init, interrupt_once, shutdown
 from cotracker_ros.ros.stream import Stream, parameter_changes
 from cotracker_ros.streaming import StreamingTracker
 
@@ -268,10 +269,15 @@ def _check_points(p, slots: int) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    rclpy.init(args=args)
+    interrupt_once()
     node, executor = None, None
     status = 0
     try:
+        try:
+            init(args)
+        except StartError as error:
+            print(f'tracker: {error}', file=sys.stderr)
+            return 2
         node = TrackerNode()
         if node.get_parameter('autostart').value:
             started = node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
@@ -282,21 +288,21 @@ def main(args: list[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (ParameterException, ValueError) as error:  # of the command line or the file
+    except (ParameterException, ValueError) as error:  # of the command line or a file
         print(f'tracker: {error}', file=sys.stderr)
         status = 2
     except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
         if rclpy.ok():
             raise
     finally:
+        ignore_interrupts()
         if node is not None:
             stopped = node.stop_worker(STOP_SECONDS)
             node.release(models=stopped)
             if executor is not None:
                 executor.shutdown(timeout_sec=0)
             node.destroy_node()
-            rclpy.try_shutdown()
-            rclpy.get_default_context().destroy()  # or files stay behind in /dev/shm
+            shutdown()
             if not stopped:
                 # A step that takes seconds cannot be interrupted, and an ordinary exit would tear
                 # its memory down under it. What the life cycle holds of the middleware, which

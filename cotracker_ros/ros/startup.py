@@ -1,0 +1,82 @@
+"""Begin and end a process of ROS: logs without a home, arguments that ROS refuses, signals."""
+
+import os
+import re
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import rclpy
+
+
+class StartError(RuntimeError):
+    """ROS does not start; the text is one line for its user."""
+
+
+def init(args: list[str] | None = None, **options) -> None:
+    """rclpy.init, with a folder for logs in any case; raises StartError for bad arguments."""
+    provide_log_folder()
+    try:
+        rclpy.init(args=args, **options)
+    except RuntimeError as error:  # of several classes, which rclpy does not export
+        text = str(error).removeprefix('failed to initialize rcl: ')
+        raise StartError(re.sub(r', at [^ ]+:\d+', '', text).strip()) from None
+
+
+def provide_log_folder() -> None:
+    """Let ROS log to the folder for temporary files where it cannot write to its own.
+
+    That is $ROS_LOG_DIR, $ROS_HOME/log or $HOME/.ros/log; without it ROS does not start.
+    """
+    home = os.environ.get('HOME')
+    ros_home = os.environ.get('ROS_HOME') or (home and f'{home}/.ros')
+    wanted = os.environ.get('ROS_LOG_DIR') or (ros_home and f'{ros_home}/log')
+    if wanted and _is_writable(Path(wanted).expanduser()):
+        return
+    ours = Path(tempfile.gettempdir()) / f'cotracker_ros-{os.getuid()}' / 'log'
+    if not _is_writable(ours):
+        ours = Path(tempfile.mkdtemp(prefix='cotracker_ros-'))
+    why = f'{wanted} cannot be written' if wanted else 'HOME is not set'
+    print(f'logs go to {ours}: {why}', file=sys.stderr)
+    os.environ['ROS_LOG_DIR'] = str(ours)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def interrupt_once() -> None:
+    """Raise KeyboardInterrupt for the first SIGINT or SIGTERM and ignore those that follow.
+
+    Launch and impatient people send several; the next one would cut the clean end short. Call it
+    before `init`, whose handlers end the context and call these.
+    """
+
+    def interrupt(number, frame):
+        ignore_interrupts()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def ignore_interrupts() -> None:
+    """Let nothing interrupt the end of the process, which must therefore be near."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Python complains of a signal between SIG_IGN and rclpy's putting its own handler back.
+        signal.signal(number, lambda number, frame: None)
+
+
+def shutdown() -> None:
+    """End ROS's part of the process; nothing interrupts it any more."""
+    ignore_interrupts()
+    rclpy.try_shutdown()
+    rclpy.get_default_context().destroy()  # or files stay behind in /dev/shm
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Python's end puts others back to SIG_DFL

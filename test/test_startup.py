@@ -1,0 +1,81 @@
+"""How the node's process begins and ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2')
+
+from conftest import PATIENCE
+
+from cotracker_ros.ros import startup
+
+
+@pytest.mark.parametrize('numbers', [(signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
+def test_more_signals_than_one_end_the_node_as_one_does(start_tracker, numbers):
+    tracker = start_tracker()
+    deadline, sent = time.monotonic() + PATIENCE, 0
+    while tracker.process.poll() is None and time.monotonic() < deadline:
+        tracker.process.send_signal(numbers[sent % len(numbers)])
+        sent += 1
+        time.sleep(0.003)
+    assert sent > 1
+    assert tracker.process.wait(1) == 0
+    assert 'Traceback' not in tracker.output() and 'race' not in tracker.output()
+
+
+@pytest.mark.parametrize(
+    'extra, message',
+    [
+        (('--params-file', '/nowhere.yaml'), '/nowhere.yaml'),
+        (('-p', 'max_points:=['), 'max_points:=['),
+        (('--log-level', 'loud'), '--log-level loud'),
+    ],
+)
+def test_arguments_that_ros_refuses_give_one_line(extra, message):
+    command = [sys.executable, '-m', 'cotracker_ros', '--ros-args', *extra]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    *rcl, line = done.stderr.strip().splitlines()
+    assert len(rcl) <= 1  # it logs that it failed, too
+    assert line.startswith("tracker: Couldn't parse ") and message in line and '.c:' not in line
+
+
+WITHOUT_HOME = """
+import os, sys
+for name in ('HOME', 'ROS_HOME', 'ROS_LOG_DIR'):
+    os.environ.pop(name, None)
+os.environ.update({environment})
+from cotracker_ros.ros.node import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize('home', [{}, {'HOME': '/dev/null'}])
+def test_without_a_home_logs_go_to_the_temporary_folder(start_tracker, tmp_path, home):
+    program = WITHOUT_HOME.format(environment={**home, 'TMPDIR': str(tmp_path)})
+    tracker = start_tracker(('-c', program))
+    folder = tmp_path / f'cotracker_ros-{os.getuid()}' / 'log'
+    assert any(folder.iterdir())
+    (line,) = [line for line in tracker.output().splitlines() if 'logs go to' in line]
+    assert line.startswith(f'logs go to {folder}: ')
+
+
+def test_log_folders_that_can_be_written_stay(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('HOME', '/dev/null')
+    monkeypatch.delenv('ROS_LOG_DIR', raising=False)
+    monkeypatch.setenv('ROS_HOME', str(tmp_path))
+    startup.provide_log_folder()
+    assert 'ROS_LOG_DIR' not in os.environ and capsys.readouterr().err == ''
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'x'))
+    startup.provide_log_folder()
+    assert os.environ['ROS_LOG_DIR'] == str(tmp_path / 'x')
+    monkeypatch.setenv('ROS_LOG_DIR', '/dev/null/log')
+    startup.provide_log_folder()
+    assert Path(os.environ['ROS_LOG_DIR']).is_dir()
+    assert capsys.readouterr().err.endswith(': /dev/null/log cannot be written\n')
