@@ -175,10 +175,53 @@ def test_a_jump_back_drops_all_points_and_a_late_frame_none(tracker):
     with pytest.raises(LateFrame, match=r'10\.150000 s came after that of 10\.200000'):
         tracker.track(WHITE, 10.15)
     assert tracker.track(WHITE, 10.3).ids.tolist() == old.tolist()
-    assert len(tracker.track(WHITE, 10.0)) == 0 and tracker.jumps == 1
-    new = tracker.add_points([[3, 3]], 10.0)
+    assert len(tracker.track(WHITE, 9.0)) == 0 and tracker.jumps == 1
+    new = tracker.add_points([[3, 3]], 9.0)
     assert new[0] > old[0]
-    assert tracker.track(WHITE, 10.1).age.tolist() == [1]
+    assert tracker.track(WHITE, 9.1).age.tolist() == [1]
+
+
+@pytest.mark.parametrize('stamps, late_within, late, jumps', [
+    ((5, 6, 4), 3.0, [4], 0),  # two places late
+    ((5, 5.04, 5.08, 4.96, 5.02, 5.12), 1.0, [4.96, 5.02], 0),
+    ((5, 5.9, 5, 5.1, 5.95), 1.0, [5, 5.1], 0),
+    ((5, 6, 5, 6.1), 1.0, [], 1),  # exactly one second: a jump
+    ((5, 5.3, 5, 5.1, 5.2, 5.3), 1.0, [5, 5.1], 1),  # three in a row: the clock was set back
+    ((5, 5.3, 5, 5.4, 5.1, 5.5, 5.2), 1.0, [5, 5.1, 5.2], 0),  # not in a row
+    ((5, 5.04, 5.02), 0.0, [], 1),
+])  # fmt: skip
+def test_a_frame_is_late_by_less_than_a_second_and_not_three_in_a_row(
+    tracker, stamps, late_within, late, jumps
+):
+    tracker.late_within = late_within
+    ids = tracker.add_points([[3, 3]])
+    found = []
+    for stamp in stamps:
+        try:
+            tracks = tracker.track(WHITE, stamp)
+        except LateFrame:
+            found.append(stamp)
+    assert found == late and tracker.jumps == jumps
+    assert tracks.ids.tolist() == ([] if jumps else ids.tolist())
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_points_that_no_frame_comes_for_are_given_up(tracker, first):
+    """Stamps of the wall clock beside those of an old recording."""
+    dropped = []
+    tracker.query_timeout, tracker.on_drop = 1.0, dropped.append
+    if not first:
+        tracker.track(WHITE, 10.0)
+    tracker.add_points([[3, 3], [5, 5]], stamp=1000.0)
+    near = tracker.add_points([[7, 7]], stamp=10.6)
+    for stamp in (10.1, 10.7, 11.0):
+        tracks = tracker.track(WHITE, stamp)
+        assert tracker.ahead == pytest.approx(1000 - stamp) and len(tracker.waiting) >= 2
+    assert tracks.ids.tolist() == near.tolist()
+    tracker.track(WHITE, 11.2)
+    assert tracker.ids.tolist() == near.tolist()
+    assert tracker.ahead == 0 and not len(tracker.waiting)
+    assert len(dropped) == 1 and dropped[0].startswith('gave up 2 points')
 
 
 def test_a_gap_and_a_repeated_stamp_change_nothing(tracker):

@@ -22,7 +22,7 @@ from cotracker_ros.ros import parameters
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import StartError, ignore_interrupts, init, interrupt_once, shutdown
-from cotracker_ros.ros.stream import Stream, parameter_changes
+from cotracker_ros.ros.stream import Stream
 from cotracker_ros.streaming import StreamingTracker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -69,6 +69,10 @@ class TrackerNode(LifecycleNode):
         if hasattr(self, 'add_pre_set_parameters_callback'):  # not on Humble
             self.add_pre_set_parameters_callback(parameters.typed)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        # Humble has no callback for values that were accepted.
+        self._tells_what_was_set = hasattr(self, 'add_post_set_parameters_callback')
+        if self._tells_what_was_set:
+            self.add_post_set_parameters_callback(self._on_parameters_set)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
 
     # Transitions
@@ -83,7 +87,7 @@ class TrackerNode(LifecycleNode):
             for camera in p.cameras or ('',):
                 tracker = StreamingTracker(p.model, slots, p.engine, p.threads)
                 self._streams.append(Stream(self, tracker, camera))
-                self._streams[-1].set_query_points(p.query_points)
+                self._streams[-1].points.set_query_points(p.query_points)
         except Exception:
             self.release()
             raise
@@ -190,44 +194,41 @@ class TrackerNode(LifecycleNode):
     # Requests
 
     def _on_set_parameters(self, changes) -> SetParametersResult:
+        """Say whether these values may be set; changes nothing."""
         reason = parameters.refusal(changes)
         try:
             if not reason and self._streams:
                 p = parameters.values(self)
-                for name in ('initial_grid', 'initial_corners', 'target_points'):
-                    new = parameter_changes(changes, name)
-                    setattr(p, name, getattr(p, name) if new is None else new)
-                old, new = p.query_points, parameter_changes(changes, 'query_points')
-                p.query_points = old if new is None else tuple(new)
+                for change in changes:
+                    if change.name in parameters.BY_NAME:
+                        setattr(p, change.name, parameters.clean(change.name, change.value))
                 _check_points(p, self._streams[0].slots)
-                if p.query_points != old:
-                    self._set_query_points(p.query_points, old)
+                if any(change.name == 'query_points' for change in changes):
+                    for stream in self._streams:
+                        stream.points.check_query_points(p.query_points)
         except ValueError as error:
             reason = str(error)
+        if not reason and not self._tells_what_was_set:
+            self._on_parameters_set(changes)
         return SetParametersResult(successful=not reason, reason=reason)
 
-    def _set_query_points(self, new: tuple, old: tuple) -> None:
-        """Set them on all cameras or, where one refuses, on none."""
-        changed = []
-        try:
-            for stream in self._streams:
-                stream.set_query_points(new)
-                changed.append(stream)
-        except ValueError:
-            for stream in changed:
-                stream.set_query_points(old)
-            raise
+    def _on_parameters_set(self, changes) -> None:
+        """Bring the points to values that were set; the other parameters are read when needed."""
+        for change in changes:
+            if change.name == 'query_points':
+                for stream in self._streams:
+                    stream.points.set_query_points(tuple(change.value))
 
     def _on_reset(self, request, response):
-        count = sum(s.reset() for s in self._streams)
+        count = sum(s.points.reset() for s in self._streams)
         return _answer(response, f'dropped {count} points and all frames')
 
     def _on_clear(self, request, response):
-        count = sum(s.clear() for s in self._streams)
+        count = sum(s.points.clear() for s in self._streams)
         return _answer(response, f'dropped {count} points')
 
     def _on_resample(self, request, response):
-        count = sum(s.resample() for s in self._streams)
+        count = sum(s.points.resample() for s in self._streams)
         return _answer(response, f'replaced {count} points by the initial ones')
 
     def _on_enable(self, request, response):

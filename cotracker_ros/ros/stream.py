@@ -1,13 +1,10 @@
 """One camera: its image in, its tracks out, and the points that are tracked on it."""
 
-import math
 import time
 
-import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point, PointStamped
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
@@ -25,15 +22,14 @@ from cotracker_ros.ros.messages import (
     tracks_to_cloud,
 )
 from cotracker_ros.ros.painter import Painter
+from cotracker_ros.ros.point_manager import PointManager
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.seeds import Absence, corners, grid
 from cotracker_ros.ros.space import Pairs, positions, rays
 from cotracker_ros.ros.subscription import BEST_EFFORT, RELIABLE, MatchedSubscription
 from cotracker_ros.ros.watch import ImageWatch
 from cotracker_ros.streaming import OUTSIDE, LateFrame, StreamingTracker, Tracks
 
 _THROTTLE = 5.0  # seconds between equal log lines
-REFILL_SECONDS = 0.5  # between searches for corners, which cost milliseconds
 
 
 class Stream:
@@ -47,9 +43,8 @@ class Stream:
         self._node, self._tracker, self._prefix = node, tracker, prefix
         self._log = node.get_logger()
         self.statistics = Statistics()
-        self._placing = True  # whether the initial points go into the next frame
-        self._parameter_ids = np.zeros(0, np.uint32)  # points of the parameter query_points
-        self._parameter_xy = np.zeros((0, 2), np.float32)
+        self.points = PointManager(tracker, self._refuse)
+        tracker.on_drop = self._refuse
         self._publisher = node.create_publisher(
             PointCloud2, f'{prefix}tracks', QoSProfile(depth=5, reliability=RELIABLE)
         )
@@ -71,9 +66,6 @@ class Stream:
         self._watch = ImageWatch()
         self._last: Tracks | None = None
         self._kind, self._stamp = '', None  # of the last image
-        self._absence = Absence()
-        self._mask: np.ndarray | None = None
-        self._filled = -math.inf  # stamp of the last search for new points
         self._camera_info: CameraInfo | None = None
         self._in_space = node.create_publisher(PointCloud2, f'~/{prefix}tracks_3d', 5)
         self._painter = Painter(node, f'~/{prefix}')
@@ -156,22 +148,19 @@ class Stream:
 
     def _on_queries(self, msg: PointCloud2) -> None:
         try:
-            queries = cloud_to_queries(msg)
-            if queries.remove.size:
-                self._tracker.remove_points(queries.remove)
-            self._tracker.add_points(queries.add, queries.stamp)
-        except ValueError as error:  # MessageError is one
+            self.points.follow(cloud_to_queries(msg))
+        except MessageError as error:
             self._refuse(str(error))
 
     def _on_point(self, msg: PointStamped) -> None:
-        self._add([(msg.point.x, msg.point.y)], stamp_seconds(msg.header) or None)
+        self.points.add([(msg.point.x, msg.point.y)], stamp_seconds(msg.header) or None)
 
     def _on_click(self, msg: Point) -> None:
-        self._add([(msg.x, msg.y)], None)
+        self.points.add([(msg.x, msg.y)], None)
 
     def _on_mask(self, msg: Image) -> None:
         try:
-            self._mask = image_to_array(msg).max(2)
+            self.points.set_mask(image_to_array(msg).max(2))
         except MessageError as error:
             self._refuse(f'mask: {error}')
 
@@ -185,71 +174,9 @@ class Stream:
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
 
-    def _add(self, xy, stamp: float | None) -> np.ndarray:
-        try:
-            return self._tracker.add_points(np.array(xy, np.float64), stamp)
-        except ValueError as error:
-            self._refuse(str(error))
-            return np.zeros(0, np.uint32)
-
     def _refuse(self, reason: str) -> None:
         self.statistics.note(f'query refused: {reason}', refused=1)
         self._log.warning(f'query refused: {reason}', throttle_duration_sec=_THROTTLE)
-
-    # Points
-
-    def clear(self) -> int:
-        """Drop all points; returns how many."""
-        return len(self._tracker.remove_points(self._tracker.ids))
-
-    def resample(self) -> int:
-        """Drop all points and put the initial ones into the next frame; returns how many went."""
-        dropped = self.clear()
-        self._placing = True
-        return dropped
-
-    def reset(self) -> int:
-        """As `resample`, and forget all frames, as after a new start."""
-        dropped = len(self._tracker.ids)
-        self._tracker.reset()
-        self._placing = True
-        return dropped
-
-    def set_query_points(self, numbers: tuple[float, ...]) -> None:
-        """Track x1, y1, x2, y2, ... instead of what this was given before, or raise ValueError."""
-        xy = np.array(numbers, np.float32).reshape(-1, 2)
-        if not self._placing:
-            ids = self._tracker.add_points(xy)
-            self._tracker.remove_points(self._parameter_ids)
-            self._parameter_ids = ids
-        self._parameter_xy = xy
-
-    def _place(self, frame: np.ndarray, stamp: float | None) -> None:
-        """Put the initial points into this frame, of `stamp` (None: it is tracked next)."""
-        self._placing = False
-        p, mask = parameters.values(self._node), self._mask_of(frame)
-        self._parameter_ids = self._add(self._parameter_xy, stamp)
-        regular = grid(p.initial_grid, frame.shape[:2], mask)
-        self._add(regular, stamp)
-        taken = np.concatenate([self._parameter_xy, regular])
-        self._add(corners(frame, p.initial_corners, taken, mask), stamp)
-
-    def _mask_of(self, frame: np.ndarray) -> np.ndarray | None:
-        """Return the mask in the size of a frame, None without one."""
-        mask, size = self._mask, frame.shape[1::-1]
-        if mask is None or mask.shape == frame.shape[:2]:
-            return mask
-        return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-
-    def _keep_up(self, frame: np.ndarray, tracks: Tracks, p) -> None:
-        """Give up points that stay away, and look for new ones where some are missing."""
-        gone = self._tracker.remove_points(self._absence.update(tracks, p.retire_after))
-        self.statistics.count(retired=len(gone))
-        missing = p.target_points - len(self._tracker.ids)
-        if missing > 0 and not 0 <= tracks.stamp - self._filled < REFILL_SECONDS:
-            self._filled = tracks.stamp
-            taken = tracks.xy[~np.isin(tracks.ids, gone)]
-            self._add(corners(frame, missing, taken, self._mask_of(frame)), tracks.stamp)
 
     # The worker
 
@@ -304,16 +231,15 @@ class Stream:
     def _track(self, frame: np.ndarray, stamp: float, p) -> Tracks:
         """Step the model; after a jump back in time, start anew with the initial points."""
         s = self.statistics
-        if self._placing:
-            self._place(frame, None)
+        self.points.before(frame, p)
         start = time.perf_counter()
         tracks = self._tracker.track(frame, stamp)
         s.steps.append(time.perf_counter() - start)
         if self._tracker.jumps > s.jumps:
             s.note('stamps jumped back: all points are new', jumps=1)
             self._log.warning(f'stamps jumped back to {stamp:.3f} s: all points are new')
-            self._place(frame, stamp)
-        self._keep_up(frame, tracks, p)
+            self.points.restart(frame, stamp, p)
+        s.count(retired=self.points.after(frame, tracks, p))
         return tracks
 
     def _held(self, stamp: float) -> Tracks:
@@ -353,8 +279,3 @@ class Stream:
                 raise MessageError('the middleware refused it')
         except MessageError as error:
             self.statistics.note(f'tracks_3d: {error}')
-
-
-def parameter_changes(changes: list[Parameter], name: str):
-    """Return the new value of a parameter in a list of changes, or None."""
-    return next((p.value for p in changes if p.name == name), None)

@@ -1,5 +1,7 @@
 """Which point sits in which slot of the model."""
 
+import math
+
 import numpy as np
 
 LAST_ID = 2**32 - 1
@@ -9,7 +11,8 @@ class Slots:
     """A fixed table of `count` slots; a slot is free, waiting for its frame, or live.
 
     All arrays are (count,): `ids` uint32 (0: free), `live`, `age` frames since the query frame,
-    `stamp` of the query (NaN: the next frame), and (count, 2) `camera_xy` where it was put and,
+    `stamp` of the query (NaN: the next frame), `since` the stamp of the frame that was newest
+    when the slot was taken (NaN: none), and (count, 2) `camera_xy` where the point was put and,
     once it has started, `model_xy`.
     """
 
@@ -18,6 +21,7 @@ class Slots:
         self.live = np.zeros(count, bool)
         self.age = np.zeros(count, np.uint32)
         self.stamp = np.zeros(count, np.float64)
+        self.since = np.zeros(count, np.float64)
         self.camera_xy = np.zeros((count, 2), np.float32)
         self.model_xy = np.zeros((count, 2), np.float32)
         self._next_id = 1
@@ -32,20 +36,28 @@ class Slots:
         """(count,) bool: taken, not yet started."""
         return self.used & ~self.live
 
-    def take(self, xy: np.ndarray, stamp: float) -> np.ndarray:
-        """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError."""
-        free = np.flatnonzero(self.ids == 0)
-        if len(xy) > len(free):
-            count = len(self.ids)
-            raise ValueError(f'{len(xy)} points to add, but {count - len(free)} of max_points = '
-                             f'{count} are in use: {len(free)} are free')
-        if self._next_id + len(xy) - 1 > LAST_ID:
+    def check_room(self, count: int, replacing=()) -> None:
+        """Raise ValueError unless `count` points can be taken, once `replacing` ids are free."""
+        size = len(self.ids)
+        used = int((self.used & ~np.isin(self.ids, replacing)).sum())
+        if count > size - used:
+            raise ValueError(f'{count} points to add, but {used} of max_points = {size} are in '
+                             f'use: {size - used} are free')
+        if self._next_id + count - 1 > LAST_ID:
             raise ValueError('all 4294967295 ids are used up; restart the tracker')
-        slots = free[:len(xy)]
+
+    def take(self, xy: np.ndarray, stamp: float, since: float = math.nan) -> np.ndarray:
+        """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError.
+
+        `since`: stamp of the newest frame, NaN where none has come yet.
+        """
+        self.check_room(len(xy))
+        slots = np.flatnonzero(~self.used)[:len(xy)]
         self.ids[slots] = np.arange(self._next_id, self._next_id + len(xy), dtype=np.uint32)
         self._next_id += len(xy)
         self.camera_xy[slots] = xy
         self.stamp[slots] = stamp
+        self.since[slots] = since
         self.live[slots] = False
         return self.ids[slots].copy()
 

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from cotracker_ros.streaming.image import check_frame, resize
 from cotracker_ros.streaming.slots import Slots
 
 VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /tracks
+
+LATE_IN_A_ROW = 3  # frames with older stamps that are no accident: the clock was set back
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ def is_visible(model: str, visibility: Any, confidence: Any) -> Any:
 
 
 class LateFrame(ValueError):
-    """A frame that belongs between the last two; it was not tracked, and nothing is lost."""
+    """A frame that is a little older than the newest; it was not tracked, and nothing is lost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,9 @@ class StreamingTracker:
 
     Ids count up from 1 and are never used again. When a stamp jumps back (a bag that loops, a
     clock that was set) points cannot be followed: all are dropped, `jumps` is increased, and
-    tracking goes on with the frame as the first of a new stream. A frame between the last two
-    stamps is only late: `track` refuses it as LateFrame. A gap forward changes nothing. When the
+    tracking goes on with the frame as the first of a new stream. A frame that is less than
+    `late_within` seconds older than the newest is only late: `track` refuses it as LateFrame,
+    but for the third in a row, which is a jump. A gap forward changes nothing. When the
     size of the camera image changes, the new image is taken as another resolution of the same
     view: tracks go on in its pixels.
 
@@ -78,13 +82,22 @@ class StreamingTracker:
     """
 
     def __init__(self, model: str | Path | engines.Engine = 'realtime', max_points: int = 64,
-                 engine: str = 'auto', threads: int = 0) -> None:
-        """Load `model` as `engines.load` does (EngineError), or take a loaded engine."""
+                 engine: str = 'auto', threads: int = 0, late_within: float = 1.0,
+                 query_timeout: float = math.inf) -> None:
+        """Load `model` as `engines.load` does (EngineError), or take a loaded engine.
+
+        late_within: seconds by which a stamp may go back without being a jump. query_timeout:
+        seconds of the stream for which a point waits for a frame of its stamp. Both may be set
+        later, as may `on_drop`, which is told why points were dropped that had not started.
+        """
         if not isinstance(model, engines.Engine):
             model = engines.load(model, engine, slots=max_points, threads=threads)
         self.engine = model
         self.max_points = model.slots
         self.jumps = 0  # times that a stamp jumped back
+        self.late_within, self.query_timeout = late_within, query_timeout
+        self.on_drop: Callable[[str], None] = _log.warning
+        self._late = 0  # frames in a row that came late
         self._slots = Slots(model.slots)
         self._frames: deque[_Frame] = deque(maxlen=model.metadata.window)
         self._lock = threading.Lock()
@@ -107,34 +120,50 @@ class StreamingTracker:
         with self._lock:
             return np.sort(self._slots.ids[self._slots.waiting])
 
-    def add_points(self, xy: np.ndarray, stamp: float | None = None) -> np.ndarray:
+    @property
+    def ahead(self) -> float:
+        """Seconds from the newest frame to the latest stamp that a point waits for; 0: none."""
+        with self._lock:
+            stamps = self._slots.stamp[self._slots.waiting]
+            later = stamps[np.isfinite(stamps)]
+            if not (len(later) and self._frames):
+                return 0.0
+            return max(0.0, float(later.max()) - self._frames[-1].stamp)
+
+    def add_points(self, xy: np.ndarray, stamp: float | None = None,
+                   replacing: np.ndarray | tuple = ()) -> np.ndarray:
         """Track points seen at `xy` (N, 2), pixels of the camera image, in the frame of `stamp`.
 
-        `stamp` None: the next frame. Returns their ids (N,) uint32; they appear in the tracks when
-        they start. Raises ValueError, and then adds none of them, if a value is not finite or lies
-        outside the image, if there are not enough free slots, or if `stamp` is older than
-        the frames that the model still remembers. Points added before the first frame are
-        checked when it arrives; one outside is dropped, with a warning in the log.
+        `stamp` None: the next frame. `replacing`: ids to stop tracking for them. Returns their ids
+        (N,) uint32; they appear in the tracks when they start. Raises ValueError, and then changes
+        nothing, if a value is not finite or lies outside the image, if there are not enough free
+        slots, or if `stamp` is older than the frames that the model still remembers. Points added
+        before the first frame are checked when it arrives; one outside is dropped, and `on_drop`
+        is told.
         """
-        xy = np.asarray(xy, np.float64)
-        if xy.size == 0:
-            return np.zeros(0, np.uint32)
-        if xy.ndim != 2 or xy.shape[1] != 2:
-            raise ValueError(f'points must have the shape (N, 2), not {xy.shape}')
-        if not np.isfinite(xy).all():
-            bad = np.flatnonzero(~np.isfinite(xy).all(1))
-            raise ValueError(f'point {bad[0]} is not finite: {xy[bad[0]]}')
-        if stamp is not None and not math.isfinite(stamp):
-            raise ValueError(f'the stamp of points must be finite, not {stamp}')
-        with np.errstate(over='ignore'):  # infinite is outside of every image
-            xy = xy.astype(np.float32)
+        xy = _checked_points(xy, stamp)
         with self._lock:
-            size = self._size_when_seen(stamp)
-            if size is not None and not geometry.inside(xy, size).all():
-                bad = np.flatnonzero(~geometry.inside(xy, size))
-                raise ValueError(f'{len(bad)} of {len(xy)} points are outside the image of '
-                                 f'{size[1]} x {size[0]} pixels, such as {xy[bad[0]].tolist()}')
-            return self._slots.take(xy, math.nan if stamp is None else stamp)
+            self._check_room(xy, stamp, replacing)
+            self._slots.release(np.asarray(replacing).reshape(-1))
+            since = self._frames[-1].stamp if self._frames else math.nan
+            return self._slots.take(xy, math.nan if stamp is None else stamp, since)
+
+    def check_points(self, xy: np.ndarray, stamp: float | None = None,
+                     replacing: np.ndarray | tuple = ()) -> None:
+        """Raise the ValueError that `add_points` would raise, and change nothing."""
+        xy = _checked_points(xy, stamp)
+        with self._lock:
+            self._check_room(xy, stamp, replacing)
+
+    def _check_room(self, xy: np.ndarray, stamp: float | None, replacing) -> None:
+        if not len(xy):
+            return
+        size = self._size_when_seen(stamp)
+        if size is not None and not geometry.inside(xy, size).all():
+            bad = np.flatnonzero(~geometry.inside(xy, size))
+            raise ValueError(f'{len(bad)} of {len(xy)} points are outside the image of '
+                             f'{size[1]} x {size[0]} pixels, such as {xy[bad[0]].tolist()}')
+        self._slots.check_room(len(xy), replacing)
 
     def remove_points(self, ids: np.ndarray) -> np.ndarray:
         """Stop tracking these ids; returns those of them that were held (N,) uint32."""
@@ -182,13 +211,16 @@ class StreamingTracker:
         """Append a frame to those remembered; deal with a stamp that is out of order."""
         frames = self._frames
         if frames and frame.stamp < frames[-1].stamp:
-            if len(frames) > 1 and frame.stamp > frames[-2].stamp:
+            self._late += 1
+            back = frames[-1].stamp - frame.stamp
+            if back < self.late_within and self._late < LATE_IN_A_ROW:
                 raise LateFrame(f'the frame of {frame.stamp:.6f} s came after that of '
                                 f'{frames[-1].stamp:.6f} s; it is not tracked')
             _log.warning('stamps jumped back from %.3f to %.3f s: dropped all %d points',
                          frames[-1].stamp, frame.stamp, int(self._slots.used.sum()))
             self.jumps += 1
             self._forget()
+        self._late = 0
         frames.append(frame)
 
     def _forget(self) -> None:
@@ -211,23 +243,35 @@ class StreamingTracker:
         return known[_first_not_before([f.stamp for f in known], stamp)].size
 
     def _start_points(self) -> np.ndarray:
-        """Start the waiting points whose frame is here; returns the slots (K,) started."""
+        """Start the waiting points whose frame is here, give up those that waited too long.
+
+        Returns the slots (K,) started.
+        """
         slots, frames = self._slots, list(self._frames)
         stamps = [f.stamp for f in frames]
-        started = []
+        started, expired = [], []
         for slot in np.flatnonzero(slots.waiting).tolist():
             stamp = slots.stamp[slot]
             if stamp > stamps[-1]:
+                if math.isnan(slots.since[slot]):
+                    slots.since[slot] = stamps[-1]
+                if stamps[-1] - slots.since[slot] > self.query_timeout:
+                    expired.append(slot)
                 continue
             index = _first_not_before(stamps, stamp)
             size, xy = frames[index].size, slots.camera_xy[slot]
             if not geometry.inside(xy, size):
-                _log.warning('dropped point %d at %s: outside the image of %d x %d pixels',
-                             slots.ids[slot], xy.tolist(), size[1], size[0])
+                self.on_drop(f'dropped point {slots.ids[slot]} at {xy.tolist()}: outside the '
+                             f'image of {size[1]} x {size[0]} pixels')
                 slots.release(slots.ids[slot])
                 continue
             slots.start(slot, geometry.rescale(xy, size, self.image_size), len(frames) - 1 - index)
             started.append(slot)
+        if expired:
+            ahead = slots.stamp[expired].max() - stamps[-1]
+            slots.release(slots.ids[expired])
+            self.on_drop(f'gave up {len(expired)} points that no frame came for: their stamps are '
+                         f'up to {ahead:.1f} s ahead of the newest image')
         return np.array(started, np.intp)
 
     def _check(self, xy: np.ndarray) -> None:
@@ -258,6 +302,22 @@ class StreamingTracker:
         flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
         return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age,
                       flags.astype(np.uint32))
+
+
+def _checked_points(xy: np.ndarray, stamp: float | None) -> np.ndarray:
+    """Points as (N, 2) float32; raises ValueError for another shape or what is not finite."""
+    xy = np.asarray(xy, np.float64)
+    if xy.size == 0:
+        return np.zeros((0, 2), np.float32)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f'points must have the shape (N, 2), not {xy.shape}')
+    if not np.isfinite(xy).all():
+        bad = np.flatnonzero(~np.isfinite(xy).all(1))
+        raise ValueError(f'point {bad[0]} is not finite: {xy[bad[0]]}')
+    if stamp is not None and not math.isfinite(stamp):
+        raise ValueError(f'the stamp of points must be finite, not {stamp}')
+    with np.errstate(over='ignore'):  # infinite is outside of every image
+        return xy.astype(np.float32)
 
 
 def _first_not_before(stamps: list[float], stamp: float) -> int:

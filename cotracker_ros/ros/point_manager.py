@@ -1,0 +1,144 @@
+"""Which points are tracked on one camera: initial ones, those asked for, those given up."""
+
+import math
+import threading
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from cotracker_ros.ros.messages import Queries
+from cotracker_ros.ros.seeds import Absence, corners, grid
+from cotracker_ros.streaming import StreamingTracker, Tracks
+
+REFILL_SECONDS = 0.5  # between searches for corners, which cost milliseconds
+
+
+class PointManager:
+    """Adds and removes the points of one tracker.
+
+    The executor asks for points while the worker places the initial ones and replaces lost ones.
+    One lock makes each of these methods whole: none sees another half done.
+    """
+
+    def __init__(self, tracker: StreamingTracker, refuse: Callable[[str], None]) -> None:
+        """`refuse(reason)` is told of points that could not be added."""
+        self._tracker, self._refuse = tracker, refuse
+        self._lock = threading.Lock()
+        self._placing = True  # whether the initial points go into the next frame
+        self._query_ids = np.zeros(0, np.uint32)  # points of the parameter query_points
+        self._query_xy = np.zeros((0, 2), np.float32)
+        self._mask: np.ndarray | None = None
+        self._absence = Absence()
+        self._filled = -math.inf  # stamp of the last search for new points
+
+    # Requests of the executor
+
+    def add(self, xy, stamp: float | None) -> None:
+        """Track points (N, 2) px seen at `stamp`, None: in the next frame."""
+        with self._lock:
+            self._add(xy, stamp)
+
+    def follow(self, queries: Queries) -> None:
+        """Remove and add what a message of ~/queries asks for."""
+        with self._lock:
+            if queries.remove.size:
+                self._tracker.remove_points(queries.remove)
+            self._add(queries.add, queries.stamp)
+
+    def set_mask(self, mask: np.ndarray) -> None:
+        """Place points on this mask (H, W) from now on, where it is not 0."""
+        with self._lock:
+            self._mask = mask
+
+    def check_query_points(self, numbers: tuple[float, ...]) -> None:
+        """Raise ValueError where `set_query_points` would be refused."""
+        with self._lock:
+            if not self._placing:
+                self._tracker.check_points(_pairs(numbers), replacing=self._query_ids)
+
+    def set_query_points(self, numbers: tuple[float, ...]) -> None:
+        """Track x1, y1, x2, y2, ... instead of the points that this was given before."""
+        with self._lock:
+            self._query_xy = _pairs(numbers)
+            if not self._placing:
+                self._query_ids = self._add(self._query_xy, None, replacing=self._query_ids)
+
+    def clear(self) -> int:
+        """Drop all points; returns how many."""
+        with self._lock:
+            return self._clear()
+
+    def resample(self) -> int:
+        """Drop all points and put the initial ones into the next frame; returns how many went."""
+        with self._lock:
+            self._placing = True
+            return self._clear()
+
+    def reset(self) -> int:
+        """As `resample`, and forget all frames, as after a new start."""
+        with self._lock:
+            self._placing = True
+            dropped = len(self._tracker.ids)
+            self._tracker.reset()
+            return dropped
+
+    # Steps of the worker
+
+    def before(self, frame: np.ndarray, p) -> None:
+        """Put the initial points into the frame (H, W, 3) that is tracked next, if it is time."""
+        with self._lock:
+            if self._placing:
+                self._place(frame, None, p)
+
+    def after(self, frame: np.ndarray, tracks: Tracks, p) -> int:
+        """Give up points that stay away and replace missing ones; returns how many went."""
+        with self._lock:
+            if self._placing:  # a service dropped all points while the model ran
+                return 0
+            gone = self._tracker.remove_points(self._absence.update(tracks, p.retire_after))
+            missing = p.target_points - len(self._tracker.ids)
+            if missing > 0 and not 0 <= tracks.stamp - self._filled < REFILL_SECONDS:
+                self._filled = tracks.stamp
+                taken = tracks.xy[~np.isin(tracks.ids, gone)]
+                found = corners(frame, missing, taken, self._mask_of(frame))
+                self._add(found, tracks.stamp)
+            return len(gone)
+
+    def restart(self, frame: np.ndarray, stamp: float, p) -> None:
+        """Put the initial points into a frame just tracked, in which all points were dropped."""
+        with self._lock:
+            self._place(frame, stamp, p)
+
+    # With the lock held
+
+    def _add(self, xy, stamp: float | None, replacing=()) -> np.ndarray:
+        try:
+            return self._tracker.add_points(np.array(xy, np.float64), stamp, replacing)
+        except ValueError as error:
+            self._refuse(str(error))
+            return np.zeros(0, np.uint32)
+
+    def _clear(self) -> int:
+        return len(self._tracker.remove_points(self._tracker.ids))
+
+    def _place(self, frame: np.ndarray, stamp: float | None, p) -> None:
+        """Put the initial points into the frame of `stamp` (None: it is tracked next)."""
+        self._placing = False
+        mask = self._mask_of(frame)
+        self._query_ids = self._add(self._query_xy, stamp)
+        regular = grid(p.initial_grid, frame.shape[:2], mask)
+        self._add(regular, stamp)
+        taken = np.concatenate([self._query_xy, regular])
+        self._add(corners(frame, p.initial_corners, taken, mask), stamp)
+
+    def _mask_of(self, frame: np.ndarray) -> np.ndarray | None:
+        """Return the mask in the size of a frame, None without one."""
+        mask, size = self._mask, frame.shape[1::-1]
+        if mask is None or mask.shape == frame.shape[:2]:
+            return mask
+        return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+
+
+def _pairs(numbers: tuple[float, ...]) -> np.ndarray:
+    return np.array(numbers, np.float32).reshape(-1, 2)
