@@ -53,7 +53,7 @@ check-trt: $(VENV)/stamp-dev  ## Build engines with the real TensorRT-RTX parser
 	bash export/check_trt.sh $(BIN)/python
 
 paper: $(VENV)/stamp-dev  ## Tables and figures of accuracy and speed into docs/results
-	$(BIN)/python train/paper.py --badja ../shared/davis --held-out runs/held_out.npz
+	$(BIN)/python train/experiments.py --badja ../shared/davis --held-out runs/held_out.npz
 
 lint: $(VENV)/stamp-dev  ## ruff and pyright
 	$(BIN)/ruff check .

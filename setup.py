@@ -29,7 +29,7 @@ EXTRAS = {
     'kilted': wheels('kilted', '9.1.2'),
     'train': [
         TORCH,
-        'matplotlib>=3.7',  # figures of train/paper.py
+        'matplotlib>=3.7',  # figures of train/experiments.py
         'pyyaml>=5.4',
         'safetensors>=0.4',
         'tensorboard>=2.14',

@@ -8,10 +8,11 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from train.augment import AugmentConfig, augment, cover, crop  # noqa: E402
-from train.datasets import DataError, kubric_sequences  # noqa: E402
-from train.procedural import SceneConfig  # noqa: E402
-from train.stream import FolderStream, StreamConfig  # noqa: E402
+from train.data.augment import AugmentConfig, augment, cover, crop  # noqa: E402
+from train.data.clip import DataError  # noqa: E402
+from train.data.loader import FolderStream, StreamConfig  # noqa: E402
+from train.data.readers.kubric import kubric_sequences  # noqa: E402
+from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 
 STILL = AugmentConfig(colour=0, blur=0, erase=0, replace=0, flip=0, reverse=0, drift=0)
 TIME = np.arange(8)

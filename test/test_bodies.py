@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from train.bodies import Body, Parts, animal, axis_rotation, random_body, transform  # noqa: E402
-from train.dice import Dice  # noqa: E402
+from train.data.synthetic.bodies import Body, Parts, animal, axis_rotation, random_body, transform  # noqa: E402
+from train.data.synthetic.random_source import Dice  # noqa: E402
 
 
 @pytest.fixture

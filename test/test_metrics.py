@@ -114,7 +114,6 @@ def test_every_protocol_gives_100_to_the_truth_and_less_to_a_shift(rng):
 
     def scores(xy):
         return {
-            'within': metrics.within(query_t, truth, true_visible, xy, 3),
             'hidden': metrics.occluded_accuracy(query_t, truth, hidden, xy, SIZE),
             'survival': metrics.survival(query_t, truth, known, xy, SIZE),
             **metrics.badja(xy, truth, true_visible, area),
@@ -160,11 +159,9 @@ def test_a_track_of_nan_is_wrong_not_ignored():
     assert scores['position_accuracy'] == 0 and scores['average_jaccard'] == 0
 
 
-def test_within_and_occluded_by_hand():
+def test_occluded_by_hand():
     truth, query_t = track(0, 0, 0, 0), np.array([0])
     xy = track(9, 2.9, 3, 20)
-    true_visible = seen(1, 1, 1, 0)
-    assert metrics.within(query_t, truth, true_visible, xy, 3) == 50
     # Hidden in frames 2 and 3, 3 and 20 px off: near within 4, 8 and 16 px in one of two.
     hidden = seen(0, 0, 1, 1)
     assert metrics.occluded_accuracy(query_t, truth, hidden, xy, SIZE) == pytest.approx(30)

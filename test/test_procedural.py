@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from train.procedural import ProceduralVideo, SceneConfig, edges, sample  # noqa: E402
-from train.stream import ClipStream, StreamConfig  # noqa: E402
-from train.textures import read_photographs  # noqa: E402
+from train.data.loader import ClipStream, StreamConfig  # noqa: E402
+from train.data.synthetic.procedural import ProceduralVideo, SceneConfig, edges, sample  # noqa: E402
+from train.data.synthetic.textures import read_photographs  # noqa: E402
 
 SCENE = SceneConfig(size=(96, 128), frames=6, photometric=0.0)
 

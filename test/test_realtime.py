@@ -11,8 +11,8 @@ torch = pytest.importorskip('torch')
 
 from cotracker_ros.model import load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
-from train.procedural import ProceduralVideo, SceneConfig  # noqa: E402
-from train.realtime import Leads, encode, refine_all, roll_out  # noqa: E402
+from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
+from train.objectives.realtime import Leads, encode, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
 WEIGHTS = Path(__file__).parents[1] / 'cotracker_ros/weights/realtime.safetensors'

@@ -15,12 +15,14 @@ from safetensors import safe_open  # noqa: E402
 from cotracker_ros.engines import find_model  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
-from train import contrastive  # noqa: E402
+from train.config import TrainConfig, read_config  # noqa: E402
+from train.data.batch import Clips  # noqa: E402
+from train.data.loader import ClipStream, StreamConfig  # noqa: E402
+from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
-from train.procedural import Clips, SceneConfig  # noqa: E402
-from train.realtime import RealtimeRecipe, correction  # noqa: E402
-from train.stream import ClipStream, StreamConfig  # noqa: E402
-from train.train import Objective, Run, TrainConfig, read_config  # noqa: E402
+from train.objectives import contrastive  # noqa: E402
+from train.objectives.realtime import RealtimeRecipe, correction  # noqa: E402
+from train.train import Objective, Run  # noqa: E402
 
 CONFIG = TrainConfig(
     steps=4,

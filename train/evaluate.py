@@ -24,9 +24,10 @@ if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.visualise import contact_sheet, draw_errors, draw_tracks, titled, write_video
-from train import datasets, metrics
+from train import metrics
 from train.baselines import BASELINES, Tracker, standing_still
-from train.datasets import Clip, DataError
+from train.data import readers
+from train.data.clip import Clip, DataError
 
 
 def streaming(model: str | Path, engine: str = 'auto', threads: int = 0) -> Tracker:
@@ -194,8 +195,8 @@ def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dic
     """Return the measures that belong to a clip.
 
     BADJA's where it has mask areas, whether points stay on the object where it has masks,
-    FastCapture's where it has a reach, PoseTrack's where it has heads, else TAP-Vid's, survival
-    and what becomes of points while and after they are hidden.
+    PoseTrack's where it has heads, else TAP-Vid's, survival and what becomes of points while and
+    after they are hidden.
     """
     if clip.area is not None:
         return metrics.badja(xy, clip.tracks, clip.visible, clip.area)
@@ -203,8 +204,6 @@ def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dic
     if clip.side is not None:
         return metrics.on_object(query_t, xy, visible, clip.side)
     truth = (query_t, clip.tracks, clip.visible)
-    if clip.reach is not None:
-        return {'within_reach': metrics.within(*truth, xy, clip.reach)}
     if clip.pose is not None:
         return metrics.pose(*truth, xy, clip.pose.head, clip.pose.area, clip.pose.sigma)
     known = np.ones_like(clip.visible) if clip.known is None else clip.known
@@ -300,7 +299,7 @@ def badja_scores(
 
 @lru_cache(maxsize=1)
 def _badja_clips(root: str) -> tuple[Clip, ...]:
-    return tuple(datasets.badja(root))
+    return tuple(readers.badja(root))
 
 
 def _only_first(read: Callable[[Path], Iterable[Clip]]) -> Callable[..., Iterable[Clip]]:
@@ -313,17 +312,16 @@ def _only_first(read: Callable[[Path], Iterable[Clip]]) -> Callable[..., Iterabl
 
 
 READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
-    'badja': _only_first(datasets.badja),
-    'davis_masks': _only_first(datasets.davis_masks),
-    'procedural': _only_first(datasets.held_out),
-    'dynamic_replica': _only_first(datasets.dynamic_replica),
-    'posetrack': _only_first(datasets.posetrack),
-    'fastcapture': _only_first(datasets.fastcapture),
-    'kubric': datasets.kubric,
-    'tapvid_davis': datasets.tapvid,
-    'tapvid_kinetics': datasets.tapvid,
-    'tapvid_rgb_stacking': datasets.tapvid,
-    'tapvid_robotap': datasets.tapvid,
+    'badja': _only_first(readers.badja),
+    'davis_masks': _only_first(readers.davis_masks),
+    'procedural': _only_first(readers.held_out),
+    'dynamic_replica': _only_first(readers.dynamic_replica),
+    'posetrack': _only_first(readers.posetrack),
+    'kubric': readers.kubric,
+    'tapvid_davis': readers.tapvid,
+    'tapvid_kinetics': readers.tapvid,
+    'tapvid_rgb_stacking': readers.tapvid,
+    'tapvid_robotap': readers.tapvid,
 }
 COLUMNS = {
     'badja_segment': 'segment',
@@ -331,7 +329,6 @@ COLUMNS = {
     'on_object': 'on object',
     'held': 'held',
     'on_background': 'on background',
-    'within_reach': 'within 3 px',
     'pck': 'PCK',
     'oks': 'OKS',
     'temporal_consistency': 'consistent',

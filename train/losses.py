@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cotracker_ros.model.realtime import sample_cells
-from train.procedural import Clips
+from train.data.batch import Clips
 
 
 class Estimate(Protocol):

@@ -75,18 +75,6 @@ def badja(
     }
 
 
-def within(
-    query_t: np.ndarray, truth: np.ndarray, true_visible: np.ndarray, xy: np.ndarray, px: float
-) -> float:
-    """Return the share of truly visible points, after their queries, within `px` of the frames.
-
-    FastCapture is measured with 3 px (Rocco et al. 2023, as used in arXiv 2307.07635).
-    """
-    _check(query_t, truth, true_visible, xy, true_visible)
-    judged = _judged(query_t, len(truth), strided=False) & true_visible
-    return _share((_distance(xy, truth) < px) & judged, judged)
-
-
 def on_object(
     query_t: np.ndarray, xy: np.ndarray, visible: np.ndarray, side: np.ndarray
 ) -> dict[str, float]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cotracker_ros.model.cotracker import CoTracker, Stream
+from train.data.batch import Clips
 from train.losses import LossConfig, tracking_loss
-from train.procedural import Clips
 
 
 class WindowEstimate(NamedTuple):

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from train.augment import AugmentConfig, augment
-from train.datasets import Clip, DataError, read_kubric
-from train.procedural import Clips, ProceduralVideo, SceneConfig
+from train.data.augment import AugmentConfig, augment
+from train.data.batch import Clips
+from train.data.clip import Clip, DataError
+from train.data.readers.kubric import read_kubric
+from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
 
 CHAPTER = 400  # batches between new texture banks, which take some seconds to make
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from train import datasets, figures, paper
+from train import experiments, report
 from train.baselines import dis_flow, standing_still
-from train.datasets import Clip
+from train.data.clip import Clip, there_and_back
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +19,15 @@ def small(monkeypatch):
     queries = np.array([[0, 10, 10], [1, 30, 30]], np.float32)
     tracks = np.repeat(queries[None, :, 1:], 6, 0) + np.arange(6)[:, None, None] * 0.5
     clip = Clip('small', video, queries, tracks, np.ones((6, 2), bool))
-    monkeypatch.setattr(paper.datasets, 'held_out', lambda path: iter([clip] * 5))
-    monkeypatch.setattr(paper, 'streaming', lambda path: dis_flow)
-    monkeypatch.setattr(paper, 'whole_video', lambda path, *args, **options: standing_still)
-    monkeypatch.setattr(paper, 'BASELINES', {'dis-flow': dis_flow, 'still': standing_still})
+    monkeypatch.setattr(experiments.readers, 'held_out', lambda path: iter([clip] * 5))
+    monkeypatch.setattr(experiments, 'streaming', lambda path: dis_flow)
+    monkeypatch.setattr(experiments, 'whole_video', lambda path, *args, **options: standing_still)
+    monkeypatch.setattr(experiments, 'BASELINES', {'dis-flow': dis_flow, 'still': standing_still})
     return clip
 
 
 def run(folder, *words):
-    return paper.main(['--output', str(folder), '--held-out', 'set.npz', *words])
+    return experiments.main(['--output', str(folder), '--held-out', 'set.npz', *words])
 
 
 def test_every_experiment_leaves_its_files_and_the_page_shows_them(tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, capsys, monkeypatch):
     first = (tmp_path / 'support.json').read_text()
     (tmp_path / 'support.png').unlink()  # drawn again, from what was measured
     with monkeypatch.context() as broken:
-        broken.setattr(paper, 'whole_video', None)
+        broken.setattr(experiments, 'whole_video', None)
         assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth') == 0
     assert 'there already' in capsys.readouterr().out
     assert (tmp_path / 'support.json').read_text() == first and (
@@ -64,9 +64,9 @@ def test_what_is_there_is_not_measured_again(tmp_path, capsys, monkeypatch):
         assert (tmp_path / 'support.json').read_text() != first
     path = tmp_path / 'a.pth'
     path.write_bytes(b'new weights')
-    before = paper._fingerprint(path)
+    before = experiments._fingerprint(path)
     path.write_bytes(b'old weights')
-    assert paper._fingerprint(path) != before
+    assert experiments._fingerprint(path) != before
     (tmp_path / 'support.json').write_text('{"half":')  # not to be believed
     assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth') == 0
     assert 'results' in json.loads((tmp_path / 'support.json').read_text())
@@ -82,8 +82,8 @@ def test_a_cut_memory_is_the_same_until_it_is_full():
     video = torch.randint(0, 256, (4, 3, 64, 96)).float()
     queries = torch.tensor([[0.0, 30, 30], [0, 60, 20]])
     whole = model.track(video, queries)
-    assert paper._with_memory(model, model.config.window) is model
-    cut = paper._with_memory(model, 2).track(video, queries)
+    assert experiments._with_memory(model, model.config.window) is model
+    cut = experiments._with_memory(model, 2).track(video, queries)
     torch.testing.assert_close(cut.visibility[:2], whole.visibility[:2])
     assert not torch.allclose(cut.visibility[2:], whole.visibility[2:])
 
@@ -92,7 +92,7 @@ def test_curves_hold_a_point_for_each_value(tmp_path):
     assert run(tmp_path, '--only', 'support', '--checkpoint', 'a.pth', 'b.pth') == 0
     results = json.loads((tmp_path / 'support.json').read_text())['results']
     assert set(results) == {'a.pth', 'b.pth'}
-    assert [row['x'] for row in results['a.pth']] == [side**2 for side in paper.GRIDS]
+    assert [row['x'] for row in results['a.pth']] == [side**2 for side in experiments.GRIDS]
 
 
 def test_latency_of_sliding_networks_is_drawn_in_a_row_of_its_own(tmp_path):
@@ -104,11 +104,11 @@ def test_latency_of_sliding_networks_is_drawn_in_a_row_of_its_own(tmp_path):
         for mode, late in (('per frame', 0), ('final', 15))
         for count in (1, 4)
     ]  # fmt: skip
-    figures.draw('latency', {'online.pth': rows[:2]}, tmp_path)
+    report.draw('latency', {'online.pth': rows[:2]}, tmp_path)
     short = cv2.imread(str(tmp_path / 'latency.png')).shape[0]
-    figures.draw('latency', {'online.pth': rows}, tmp_path)
+    report.draw('latency', {'online.pth': rows}, tmp_path)
     assert cv2.imread(str(tmp_path / 'latency.png')).shape[0] > 1.3 * short
-    curves = figures._by_lateness({'online.pth': rows})['TAP-Vid: AJ, %']
+    curves = report._by_lateness({'online.pth': rows})['TAP-Vid: AJ, %']
     assert curves == {
         'online.pth, 1 iterations': [(0, 51), (15, 66)],
         'online.pth, 4 iterations': [(0, 54), (15, 69)],
@@ -128,7 +128,7 @@ def test_scaling_fits_a_line(tmp_path, monkeypatch):
             return 5 + 0.25 * arguments[1], 100.0
 
     context = type('Context', (), {'Pool': lambda self, _: Pool()})()
-    monkeypatch.setattr(paper.multiprocessing, 'get_context', lambda _: context)
+    monkeypatch.setattr(experiments.multiprocessing, 'get_context', lambda _: context)
     assert run(tmp_path, '--only', 'scaling', '--streaming', 'm.onnx') == 0
     fit = json.loads((tmp_path / 'scaling.json').read_text())['results']['m.onnx, fit']
     close = {'ms': 5, 'us_per_point': 250, 'mib': 100, 'kib_per_point': 0}
@@ -138,10 +138,10 @@ def test_scaling_fits_a_line(tmp_path, monkeypatch):
 
 
 def test_occlusions_of_each_length_are_counted(tmp_path, monkeypatch, small):
-    monkeypatch.setattr(paper, 'OCCLUSIONS', (3, 6))
-    monkeypatch.setattr(paper, 'OCCLUDER_COMES', 2)
-    monkeypatch.setattr(paper, 'JUDGED', 2)
-    whole = datasets.there_and_back(small)  # 11 frames
+    monkeypatch.setattr(experiments, 'OCCLUSIONS', (3, 6))
+    monkeypatch.setattr(experiments, 'OCCLUDER_COMES', 2)
+    monkeypatch.setattr(experiments, 'JUDGED', 2)
+    whole = there_and_back(small)  # 11 frames
     given = []
 
     def perfect(video, queries):
@@ -149,7 +149,7 @@ def test_occlusions_of_each_length_are_counted(tmp_path, monkeypatch, small):
         which = [small.queries.tolist().index(query) for query in queries.tolist()]
         return whole.tracks[: len(video), which], whole.visible[: len(video), which]
 
-    monkeypatch.setattr(paper, 'streaming', lambda path: perfect)
+    monkeypatch.setattr(experiments, 'streaming', lambda path: perfect)
     assert run(tmp_path, '--only', 'occlusion', '--streaming', 'perfect.onnx') == 0
     results = json.loads((tmp_path / 'occlusion.json').read_text())['results']
     assert set(given) == {2 + 3 + 2, 2 + 6 + 2}  # no frame after the last that counts
@@ -160,7 +160,7 @@ def test_occlusions_of_each_length_are_counted(tmp_path, monkeypatch, small):
 
 
 def test_one_clear_message(tmp_path, capsys):
-    assert paper.main(['--only', 'table', '--output', str(tmp_path)]) == 1
+    assert experiments.main(['--only', 'table', '--output', str(tmp_path)]) == 1
     assert 'name a data set' in capsys.readouterr().err
-    assert paper.main(['--only', 'pictures', '--output', str(tmp_path)]) == 1
+    assert experiments.main(['--only', 'pictures', '--output', str(tmp_path)]) == 1
     assert '--held-out' in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""The papers' tables and figures, measured here: `python train/paper.py --badja DIR`.
+"""The papers' tables and figures, measured here: `python train/experiments.py --badja DIR`.
 
 Each experiment writes one JSON file and draws its PNG, and the page README.md is written from all
-JSON files there are (train/figures.py), so that experiments can be run one at a time and on
+JSON files there are (train/report.py), so that experiments can be run one at a time and on
 different machines. An experiment whose file is there, made from the same data, models and
 settings, is not run again: delete the file to measure anew. Without `--checkpoint` the shipped
 model is measured; the published ones need their files.
@@ -27,9 +27,10 @@ if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.visualise import contact_sheet
-from train import datasets, figures
+from train import report
 from train.baselines import BASELINES, Tracker
-from train.datasets import Clip, DataError, beginning, there_and_back, with_occluder
+from train.data import readers
+from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
 from train.evaluate import comparison, evaluate, streaming, whole_video
 from train.metrics import redetection
 
@@ -45,9 +46,9 @@ WARM_FRAMES, TIMED_FRAMES = 2, 6
 def read_clips(args: argparse.Namespace, most: int | None) -> dict[str, list[Clip]]:
     """Return the clips of every data set that the command line names, at most so many of each."""
     sources = {
-        'BADJA': (datasets.badja, args.badja),
-        'procedural': (datasets.held_out, args.held_out),
-        'TAP-Vid': (datasets.tapvid, args.tapvid),
+        'BADJA': (readers.badja, args.badja),
+        'procedural': (readers.held_out, args.held_out),
+        'TAP-Vid': (readers.tapvid, args.tapvid),
     }
     named = {name: (read, path) for name, (read, path) in sources.items() if path is not None}
     if not named:
@@ -138,7 +139,7 @@ def occlusion(args: argparse.Namespace) -> dict:
     if args.held_out is None:
         raise DataError('occlusions are made on the procedural set: --held-out')
     trackers = {path.name: streaming(path) for path in args.streaming} | BASELINES
-    clips = list(datasets.held_out(args.held_out))
+    clips = list(readers.held_out(args.held_out))
     found: dict[tuple[str, int], list] = {}
     for clip, frames in _bar('occlusion', [(c, n) for c in clips for n in OCCLUSIONS]):
         behind = with_occluder(there_and_back(clip), OCCLUDER_COMES, frames)
@@ -188,7 +189,7 @@ def pictures(args: argparse.Namespace) -> dict:
         raise DataError('the pictures are of the procedural set: --held-out')
     trackers = {path.name: streaming(path) for path in args.streaming[:1]}
     trackers['dis-flow'] = BASELINES['dis-flow']
-    clips, shown = list(islice(datasets.held_out(args.held_out), 6))[-2:], []
+    clips, shown = list(islice(readers.held_out(args.held_out), 6))[-2:], []
     for clip, name in _bar('pictures', [(clip, name) for clip in clips for name in trackers]):
         tracked = {name: trackers[name](clip.video, clip.queries)}
         early, late = (comparison(clip, tracked, n * len(clip.video) // 3) for n in (1, 2))
@@ -236,7 +237,7 @@ def _exported(path: Path, count: int) -> Path:
     """Export a checkpoint as a streaming step with so many iterations; returns the .onnx."""
     import subprocess
 
-    target = Path('build') / 'paper' / f'{path.stem}_{count}.onnx'
+    target = Path('build') / 'experiments' / f'{path.stem}_{count}.onnx'
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_file() or target.stat().st_mtime < path.stat().st_mtime:
         script = Path(__file__).resolve().parents[1] / 'export' / 'export_onnx.py'
@@ -289,11 +290,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--output', type=Path, default=Path('docs/results'), help='[docs/results]')
     args = parser.parse_args(arguments)
     args.clips = args.clips or None
-    command = ['python train/paper.py', *(sys.argv[1:] if arguments is None else arguments)]
+    command = ['python train/experiments.py', *(sys.argv[1:] if arguments is None else arguments)]
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         if args.held_out is not None:
-            next(iter(datasets.held_out(args.held_out)))  # rendered before it is looked at
+            next(iter(readers.held_out(args.held_out)))  # rendered before it is looked at
         made_from = _inputs(args)
         for name in args.only:
             path = args.output / f'{name}.json'
@@ -312,13 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
                 }
                 _write_json(path, {'about': about, 'results': results})
                 print(f'{path}: {about["seconds"]} s')
-            figures.draw(name, json.loads(path.read_text())['results'], args.output)
-            (args.output / 'README.md').write_text(figures.page(args.output, EXPERIMENTS))
+            report.draw(name, json.loads(path.read_text())['results'], args.output)
+            (args.output / 'README.md').write_text(report.page(args.output, EXPERIMENTS))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f'paper: {error}', file=sys.stderr)
+        print(f'experiments: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('paper: stopped; the experiments that are done are kept', file=sys.stderr)
+        print('experiments: stopped; the experiments that are done are kept', file=sys.stderr)
         return 130
     return 0
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.dice import Dice
+from train.data.synthetic.random_source import Dice
 
 SIDE = 512  # px of a texture in the bank
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.dice import Dice
+from train.data.synthetic.random_source import Dice
 
 SKIN = 1.3  # units of the body that half of its coat reaches
 

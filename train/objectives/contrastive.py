@@ -12,8 +12,8 @@ import math
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the folder above holds both packages
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a script: the root holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 from torch import nn
@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from cotracker_ros.model import load_checkpoint
 from cotracker_ros.model.realtime import PyramidEncoder, RealtimeConfig
+from train.data.loader import ClipStream, StreamConfig, loader
+from train.data.synthetic.procedural import SceneConfig
+from train.data.synthetic.textures import read_photographs
 from train.losses import matching_loss
-from train.procedural import SceneConfig
-from train.realtime import encode
-from train.stream import ClipStream, StreamConfig, loader
-from train.textures import read_photographs
+from train.objectives.realtime import encode
 
 
 def main() -> None:

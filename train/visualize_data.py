@@ -1,6 +1,6 @@
 """Look at the training data: a contact sheet and a video with the true tracks drawn.
 
-python train/preview.py --config config/train_realtime.yaml --output build/preview --seed 1
+python train/visualize_data.py --config config/train_realtime.yaml --output build/preview --seed 1
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import yaml
 
 from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
-from train.stream import ClipStream
-from train.textures import read_photographs
-from train.train import read_config
+from train.config import read_config
+from train.data.loader import ClipStream
+from train.data.synthetic.textures import read_photographs
 
 
 def main() -> None:

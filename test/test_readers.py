@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from train import datasets
-from train.datasets import DataError
+from train.data import readers
+from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
+from train.data.readers.kubric import read_kubric
 
 FRAMES, POINTS = 6, 3
 DAVIS = Path(__file__).parents[2] / 'shared' / 'davis'
@@ -52,7 +53,7 @@ def dump(path, content, **options):
 def test_tapvid_davis_is_a_dict_of_arrays(tmp_path, rng, protocol):
     entry = tapvid_entry(rng)
     path = dump(tmp_path / 'tapvid_davis.pkl', {'goat': entry}, protocol=protocol)
-    (clip,) = datasets.tapvid(path)
+    (clip,) = readers.tapvid(path)
     assert clip.name.endswith('goat')
     assert clip.video.shape == (FRAMES, 256, 256, 3)
     # The third point is never seen; the others are asked for where they are first seen.
@@ -65,7 +66,7 @@ def test_tapvid_davis_is_a_dict_of_arrays(tmp_path, rng, protocol):
 
 def test_strided_queries_ask_for_every_visible_point_of_every_fifth_frame(tmp_path, rng):
     path = dump(tmp_path / 'a.pkl', [tapvid_entry(rng)])
-    (clip,) = datasets.tapvid(path, strided=True)
+    (clip,) = readers.tapvid(path, strided=True)
     assert clip.queries[:, 0].tolist() == [0, 5, 5]
     np.testing.assert_array_equal(clip.tracks[:, 0], clip.tracks[:, 1])
     t = clip.queries[:, 0].astype(int)
@@ -77,7 +78,7 @@ def test_kinetics_and_robotap_are_several_files_of_encoded_frames(tmp_path, rng)
     jpeg = {**entry, 'video': [encoded(frame, '.jpg') for frame in entry['video']]}
     dump(tmp_path / '0001_of_0002.pkl', [entry, entry])
     dump(tmp_path / '0002_of_0002.pkl', [jpeg])
-    clips = list(datasets.tapvid(tmp_path))
+    clips = list(readers.tapvid(tmp_path))
     assert [clip.name for clip in clips] == [
         '0001_of_0002.pkl: 0001_of_0002_0000',
         '0001_of_0002.pkl: 0001_of_0002_0001',
@@ -95,14 +96,14 @@ def test_a_pickle_that_calls_anything_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = dump(tmp_path / 'evil.pkl', {'a': Evil()})
     with pytest.raises(DataError, match=r'evil\.pkl.*system: refused'):
-        list(datasets.tapvid(path))
+        list(readers.tapvid(path))
     array = np.empty((), object)
     array[()] = {'coords': Evil()}
     (tmp_path / '0' / 'frames').mkdir(parents=True)
     (tmp_path / '0' / 'frames' / '0.png').write_bytes(encoded(np.zeros((8, 8, 3), np.uint8)))
     np.save(tmp_path / '0' / '0.npy', array)
     with pytest.raises(DataError, match='refused'):
-        list(datasets.kubric(tmp_path))
+        list(readers.kubric(tmp_path))
     assert not Path('SHOULD_NOT_EXIST').exists()
 
 
@@ -126,17 +127,17 @@ def without(entry, name):
 def test_broken_tapvid_files_say_what_is_wrong(tmp_path, rng, change, message):
     path = dump(tmp_path / 'b.pkl', change(tapvid_entry(rng)))
     with pytest.raises(DataError, match=message):
-        list(datasets.tapvid(path))
+        list(readers.tapvid(path))
 
 
 def test_files_that_are_not_there_or_not_pickles(tmp_path):
     with pytest.raises(DataError, match=r'cannot be read \(No such file'):
-        list(datasets.tapvid(tmp_path / 'none.pkl'))
+        list(readers.tapvid(tmp_path / 'none.pkl'))
     with pytest.raises(DataError, match=r'no \*\.pkl'):
-        list(datasets.tapvid(tmp_path))
+        list(readers.tapvid(tmp_path))
     (tmp_path / 'c.pkl').write_bytes(b'not a pickle')
     with pytest.raises(DataError, match='not a pickle'):
-        list(datasets.tapvid(tmp_path))
+        list(readers.tapvid(tmp_path))
 
 
 def write_kubric(root, rng, name='0000', **extra):
@@ -162,7 +163,7 @@ def check_kubric(clip, video, coords, hidden):
 def test_kubric_movi_f(tmp_path, rng):
     first = write_kubric(tmp_path, rng, '0000')
     second = write_kubric(tmp_path, rng, '0001')
-    clips = list(datasets.kubric(tmp_path))
+    clips = list(readers.kubric(tmp_path))
     assert [clip.name for clip in clips] == ['0000', '0001']
     check_kubric(clips[0], *first)
     check_kubric(clips[1], *second)
@@ -176,38 +177,38 @@ def test_the_cotracker3_release_is_read_from_its_archives(tmp_path, rng):
     (tmp_path / 'release').mkdir()
     with tarfile.open(tmp_path / 'release' / '0000.tar.gz', 'w:gz') as archive:
         archive.add(tmp_path / 'unpacked' / '0000', '0000')
-    (clip,) = datasets.kubric(tmp_path / 'release')
+    (clip,) = readers.kubric(tmp_path / 'release')
     check_kubric(clip, *expected)
 
 
 def test_broken_kubric_sequences_say_what_is_wrong(tmp_path, rng):
     with pytest.raises(DataError, match='no sequence'):
-        list(datasets.kubric(tmp_path))
+        list(readers.kubric(tmp_path))
     with pytest.raises(DataError, match='no such folder'):
-        list(datasets.kubric(tmp_path / 'none'))
+        list(readers.kubric(tmp_path / 'none'))
     write_kubric(tmp_path, rng)
     frames = tmp_path / '0000' / 'frames'
     (frames / '005.png').unlink()
     with pytest.raises(DataError, match='5 frames but tracks of 6'):
-        list(datasets.kubric(tmp_path))
+        list(readers.kubric(tmp_path))
     (frames / '005.png').write_bytes(b'')
     with pytest.raises(DataError, match=r'005\.png: not a picture'):
-        list(datasets.kubric(tmp_path))
+        list(readers.kubric(tmp_path))
     (frames / '005.png').write_bytes(encoded(picture(rng, 48, 60)))
     with pytest.raises(DataError, match='60 x 48 px, but the first frame has 64 x 48'):
-        list(datasets.kubric(tmp_path))
+        list(readers.kubric(tmp_path))
     (frames / '005.png').write_bytes(encoded(picture(rng)))
     np.save(tmp_path / '0000' / '0000.npy', np.zeros(3))
     with pytest.raises(DataError, match='not an annotation'):
-        datasets.read_kubric(tmp_path / '0000')
+        read_kubric(tmp_path / '0000')
     (tmp_path / '0001.tar.gz').write_bytes(b'not an archive')
     with pytest.raises(DataError, match='cannot be read'):
-        datasets.read_kubric(tmp_path / '0001.tar.gz')
+        read_kubric(tmp_path / '0001.tar.gz')
     buffer = io.BytesIO()
     tarfile.open(fileobj=buffer, mode='w:gz').close()
     (tmp_path / '0001.tar.gz').write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match='no frames'):
-        datasets.read_kubric(tmp_path / '0001.tar.gz')
+        read_kubric(tmp_path / '0001.tar.gz')
 
 
 def write_badja(root, rng):
@@ -240,7 +241,7 @@ def write_badja(root, rng):
 
 def test_badja(tmp_path, rng):
     write_badja(tmp_path, rng)
-    (clip,) = datasets.badja(tmp_path)
+    (clip,) = readers.badja(tmp_path)
     assert clip.name == 'dog' and clip.video.shape == (6, 320, 512, 3)
     np.testing.assert_allclose(clip.queries, [[0, 51.2, 32], [0, 256, 160]], rtol=1e-6)
     np.testing.assert_allclose(clip.tracks[5, 0], [300 * 512 / 1920, 216 * 320 / 1080])
@@ -251,13 +252,13 @@ def test_badja(tmp_path, rng):
 
 def test_broken_badja_folders_say_what_is_wrong(tmp_path, rng):
     with pytest.raises(DataError, match='no BADJA folder'):
-        list(datasets.badja(tmp_path))
+        list(readers.badja(tmp_path))
     notes = write_badja(tmp_path, rng)
     path = tmp_path / 'joint_annotations' / 'dog.json'
     mask = tmp_path / 'Annotations' / 'dog' / '00007.png'
     mask.unlink()
     with pytest.raises(DataError, match=r'00007\.png: cannot be read'):
-        list(datasets.badja(tmp_path))
+        list(readers.badja(tmp_path))
     for content, message in [
         ('{', 'not a list of BADJA annotations'),
         (json.dumps([without(notes[0], 'joints')]), 'joints'),
@@ -266,21 +267,21 @@ def test_broken_badja_folders_say_what_is_wrong(tmp_path, rng):
     ]:
         path.write_text(content)
         with pytest.raises(DataError, match=message):
-            list(datasets.badja(tmp_path))
+            list(readers.badja(tmp_path))
     for image in (tmp_path / 'JPEGImages' / 'dog').iterdir():
         image.unlink()
     path.write_text(json.dumps(notes))
     with pytest.raises(DataError, match='no jpg or png frame'):
-        list(datasets.badja(tmp_path))
+        list(readers.badja(tmp_path))
 
 
 def test_videos_with_masks_but_no_joints(tmp_path, rng):
     write_badja(tmp_path, rng)
     with pytest.raises(DataError, match='without joints'):
-        list(datasets.davis_masks(tmp_path))
+        list(readers.davis_masks(tmp_path))
     for folder in ('JPEGImages', 'Annotations'):
         shutil.copytree(tmp_path / folder / 'dog', tmp_path / folder / 'cat')
-    (clip,) = datasets.davis_masks(tmp_path)
+    (clip,) = readers.davis_masks(tmp_path)
     assert clip.name == 'cat' and clip.video.shape == (8, 320, 512, 3) and not clip.known.any()
     x, y = clip.queries[:, 1:].T
     # The mask is the picture's first quarter, to within a pixel of the written picture.
@@ -289,12 +290,12 @@ def test_videos_with_masks_but_no_joints(tmp_path, rng):
     assert np.flatnonzero(clip.side[3, 80] == 0).size == 4  # two pixels on each side of the edge
     (tmp_path / 'Annotations' / 'cat' / '00003.png').unlink()
     with pytest.raises(DataError, match=r'00003\.png: cannot be read'):
-        list(datasets.davis_masks(tmp_path))
+        list(readers.davis_masks(tmp_path))
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason=f'no DAVIS videos at {DAVIS}')
 def test_the_real_badja_videos():
-    clips = {clip.name: clip for clip in datasets.badja(DAVIS)}
+    clips = {clip.name: clip for clip in readers.badja(DAVIS)}
     assert {'camel', 'cows'} <= set(clips)
     for clip in clips.values():
         t, n = np.nonzero(clip.visible)
@@ -328,7 +329,7 @@ def write_posetrack(root, rng):
 
 def test_posetrack(tmp_path, rng):
     content = write_posetrack(tmp_path, rng)
-    (clip,) = datasets.posetrack(tmp_path)
+    (clip,) = readers.posetrack(tmp_path)
     assert clip.video.shape == (3, 48, 64, 3)  # from the first labelled frame on
     # Nose and left wrist of person 7 in frame 1, of person 9 in frame 3.
     np.testing.assert_array_equal(clip.queries, [[0, 10, 5], [0, 20, 7], [2, 30, 5], [2, 20, 9]])
@@ -339,12 +340,12 @@ def test_posetrack(tmp_path, rng):
 
     path = tmp_path / 'annotations' / 'val' / 'a.json'
     path.write_text(json.dumps({**content, 'annotations': []}))
-    assert not list(datasets.posetrack(tmp_path))
+    assert not list(readers.posetrack(tmp_path))
     path.write_text(json.dumps(without(content, 'images')))
     with pytest.raises(DataError, match=r"a\.json: not a PoseTrack annotation \('images'"):
-        list(datasets.posetrack(tmp_path))
+        list(readers.posetrack(tmp_path))
     with pytest.raises(DataError, match='no PoseTrack folder'):
-        list(datasets.posetrack(tmp_path / 'images'))
+        list(readers.posetrack(tmp_path / 'images'))
 
 
 def test_dynamic_replica(tmp_path, rng):
@@ -371,71 +372,34 @@ def test_dynamic_replica(tmp_path, rng):
             })  # fmt: skip
     path = tmp_path / 'frame_annotations_valid.jgz'
     path.write_bytes(gzip.compress(json.dumps(notes).encode()))
-    (clip,) = datasets.dynamic_replica(tmp_path, points=1000)
+    (clip,) = readers.dynamic_replica(tmp_path, points=1000)
     shown = (seen < 0.7) & (places[..., 0] <= 63) & (places[..., 1] >= 0)
     asked = shown[0]
     np.testing.assert_array_equal(clip.tracks, places[:, asked, :2])
     np.testing.assert_array_equal(clip.visible, shown[:, asked])
     assert not asked[6] and not clip.visible[1, asked[:5].sum()]
     assert clip.known.all() and clip.video.shape == (3, 48, 64, 3)
-    (few,) = datasets.dynamic_replica(tmp_path, points=4)
+    (few,) = readers.dynamic_replica(tmp_path, points=4)
     assert few.tracks.shape == (3, 4, 2)
     np.testing.assert_array_equal(few.tracks[:, [0, -1]], clip.tracks[:, [0, -1]])
 
-    (again,) = datasets.dynamic_replica(path, points=4)  # the list itself
+    (again,) = readers.dynamic_replica(path, points=4)  # the list itself
     np.testing.assert_array_equal(again.tracks, few.tracks)
     other = tmp_path / 'frame_annotations_test.jgz'
     other.write_bytes(path.read_bytes())
     with pytest.raises(DataError, match=r'2 splits; give the path of one, such as .*test\.jgz'):
-        list(datasets.dynamic_replica(tmp_path))
+        list(readers.dynamic_replica(tmp_path))
     other.unlink()
 
     (tmp_path / 'a_left' / '1.pth').write_bytes(b'nothing')
     with pytest.raises(DataError, match=r'1\.pth: not the trajectories'):
-        list(datasets.dynamic_replica(tmp_path))
+        list(readers.dynamic_replica(tmp_path))
     path.write_bytes(b'nothing')
     with pytest.raises(DataError, match='not a list of frame annotations'):
-        list(datasets.dynamic_replica(tmp_path))
+        list(readers.dynamic_replica(tmp_path))
     path.unlink()
     with pytest.raises(DataError, match='no Dynamic Replica split'):
-        list(datasets.dynamic_replica(tmp_path))
-
-
-def write_fastcapture(root, rng):
-    """Write one sequence of four frames and two points; the second is first seen in frame 1."""
-    (root / 'dancer' / 'frames').mkdir(parents=True)
-    for t in range(4):
-        (root / 'dancer' / 'frames' / f'{t:03d}.png').write_bytes(encoded(picture(rng)))
-    arrays = {
-        'xy': rng.uniform(0, 47, (4, 2, 2)).astype(np.float32),
-        'visible': np.array([[1, 0], [1, 1], [0, 1], [1, 1]], bool),
-    }
-    np.savez(root / 'dancer' / 'tracks.npz', **arrays)
-    return arrays
-
-
-def test_fastcapture(tmp_path, rng):
-    arrays = write_fastcapture(tmp_path, rng)
-    (clip,) = datasets.fastcapture(tmp_path)
-    assert clip.name == 'dancer' and clip.reach == 3 and clip.queries[:, 0].tolist() == [0, 1]
-    np.testing.assert_array_equal(clip.tracks, arrays['xy'])
-    np.testing.assert_array_equal(clip.visible, arrays['visible'])
-    path = tmp_path / 'dancer' / 'tracks.npz'
-    for content, message in (
-        ({'xy': arrays['xy']}, "needs arrays 'xy' and 'visible'"),
-        ({**arrays, 'visible': arrays['visible'].T}, r'visible \(2, 4\)'),
-        ({name: value[:3] for name, value in arrays.items()}, '4 frames but tracks of 3'),
-        ({'xy': np.array([{}]), 'visible': arrays['visible']}, 'allow_pickle'),
-    ):
-        np.savez(path, **content)
-        with pytest.raises(DataError, match=message):
-            list(datasets.fastcapture(tmp_path))
-    path.write_bytes(b'half')
-    with pytest.raises(DataError, match=r'tracks\.npz: needs arrays'):
-        list(datasets.fastcapture(tmp_path))
-    path.unlink()
-    with pytest.raises(DataError, match='no FastCapture folder'):
-        list(datasets.fastcapture(tmp_path))
+        list(readers.dynamic_replica(tmp_path))
 
 
 def test_a_clip_played_there_and_back_and_its_beginning(rng):
@@ -443,15 +407,15 @@ def test_a_clip_played_there_and_back_and_its_beginning(rng):
     tracks = rng.random((4, 2, 2))
     visible = rng.random((4, 2)) < 0.5
     queries = np.array([[1, 2, 3], [3, 4, 5]])
-    clip = datasets.there_and_back(datasets.Clip('x', video, queries, tracks, visible))
+    clip = there_and_back(Clip('x', video, queries, tracks, visible))
     for t, old in enumerate((0, 1, 2, 3, 2, 1, 0)):
         np.testing.assert_array_equal(clip.video[t], video[old])
         np.testing.assert_array_equal(clip.tracks[t], tracks[old])
         np.testing.assert_array_equal(clip.visible[t], visible[old])
-    start = datasets.beginning(clip, 5, asked_before=3)
+    start = beginning(clip, 5, asked_before=3)
     assert start.video.shape[0] == 5 and start.queries.tolist() == [[1, 2, 3]]
     np.testing.assert_array_equal(start.tracks, clip.tracks[:5, :1])
-    assert datasets.beginning(clip, 5, asked_before=1) is None
+    assert beginning(clip, 5, asked_before=1) is None
 
 
 def test_an_occluder_hides_what_is_behind_it(rng):
@@ -459,8 +423,8 @@ def test_an_occluder_hides_what_is_behind_it(rng):
     xy = np.array([[5, 5], [15, 5], [15, 9], [25, 5]], np.float32)
     queries = np.concatenate([np.array([[0], [0], [4], [3]]), xy], 1)
     tracks = np.repeat(xy[None], 8, 0)
-    clip = datasets.Clip('x', video, queries, tracks, np.ones((8, 4), bool))
-    behind = datasets.with_occluder(clip, 2, 3)
+    clip = Clip('x', video, queries, tracks, np.ones((8, 4), bool))
+    behind = with_occluder(clip, 2, 3)
     assert behind.queries[:, 0].tolist() == [0, 0, 3]  # the third was asked for behind the post
     assert behind.visible.T.astype(int).tolist() == [
         [1] * 8, [1, 1, 0, 0, 0, 1, 1, 1], [1] * 8,
@@ -479,9 +443,9 @@ def test_a_query_beyond_the_clip():
         'visible': np.ones((2, 1), bool),
     }
     with pytest.raises(DataError, match='beyond the 2 frames'):
-        datasets.Clip(queries=np.array([[2, 0, 0]]), **clip)
+        Clip(queries=np.array([[2, 0, 0]]), **clip)
     with pytest.raises(DataError, match='no point'):
-        datasets.Clip(
+        Clip(
             **{**clip, 'tracks': np.zeros((2, 0, 2)), 'visible': np.zeros((2, 0), bool)},
             queries=np.zeros((0, 3)),
         )
@@ -491,14 +455,14 @@ def test_the_held_out_set_is_rendered_once_and_comes_back(tmp_path):
     pytest.importorskip('torch')
     pytest.importorskip('skimage')
     path = tmp_path / 'new' / 'held_out.npz'
-    (clip,) = datasets.held_out(path, clips=1, frames=2, points=5)
+    (clip,) = readers.held_out(path, clips=1, frames=2, points=5)
     t = clip.queries[:, 0].astype(int)
     assert clip.video.shape == (2, 320, 512, 3) and clip.visible[t, np.arange(5)].all()
     np.testing.assert_array_equal(clip.queries[:, 1:], clip.tracks[t, np.arange(5)])
     written = path.stat().st_mtime_ns
-    (again,) = datasets.held_out(path)
+    (again,) = readers.held_out(path)
     np.testing.assert_array_equal(again.video, clip.video)
     assert path.stat().st_mtime_ns == written
     path.write_bytes(b'half')
     with pytest.raises(DataError, match='not a held-out set'):
-        list(datasets.held_out(path))
+        list(readers.held_out(path))

@@ -25,8 +25,8 @@ from cotracker_ros.model.realtime import (
     RealtimeTracker,
     Refined,
 )
+from train.data.batch import Clips
 from train.losses import LossConfig, matching_loss, tracking_loss
-from train.procedural import Clips
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
 LOST = 20.0  # px, how far off a point is that redetection should bring back

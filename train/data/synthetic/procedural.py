@@ -1,7 +1,7 @@
 """Procedural video with exact tracks: layered textured sprites on smooth random paths.
 
 A scene is a background and K sprites in depth order; some have a body in three dimensions between
-them (train/bodies.py). A layer is a function of its own coordinates
+them (bodies.py). A layer is a function of its own coordinates
 u in [-1, 1]^2 (texture and coverage), carried to the image by a homography that changes with time
 and, for some layers, bent by a smooth non-rigid wave. Rendering maps every pixel back to u and
 composites the layers; a track maps one u forward; visibility samples the same coverage at the same
@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.bodies import Body, bounds, pixels, random_body, transform
-from train.dice import Dice
-from train.textures import TextureBank
+from train.data.batch import Clips
+from train.data.synthetic.bodies import Body, bounds, pixels, random_body, transform
+from train.data.synthetic.random_source import Dice
+from train.data.synthetic.textures import TextureBank
 
 COAT = 256  # px of a body's texture
 RUN = 8  # frames rendered at once: short, so that a sprite's box in them is small
@@ -51,24 +52,6 @@ class SceneConfig:
     posts: float = 0.0  # share of clips in which a post stands before the scene for a while
     faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
     jpeg: float = 0.0  # share of clips compressed as a camera's driver does
-
-
-@dataclass
-class Clips:
-    """A batch of rendered clips.
-
-    video (B, T, H, W, 3) uint8 RGB; tracks (B, T, N, 2) px; visible (B, T, N) bool;
-    query_frame (B, N) int64, a frame in which the point is visible.
-    """
-
-    video: Tensor
-    tracks: Tensor
-    visible: Tensor
-    query_frame: Tensor
-
-    def to(self, device: torch.device | str) -> Clips:
-        """Move every tensor."""
-        return Clips(*(x.to(device) for x in vars(self).values()))
 
 
 def behind_posts(posts: Tensor, xy: Tensor) -> Tensor:

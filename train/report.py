@@ -1,4 +1,4 @@
-"""Curves of the experiments of train/paper.py, and the page that shows them.
+"""Curves of the experiments of train/experiments.py, and the page that shows them.
 
 Published figures stand beside the measured ones in tables of their own, each with its source; no
 published figure was measured here.
@@ -252,10 +252,10 @@ def page(folder: Path, experiments: Mapping[str, Callable]) -> str:
     """Return the page over all results in a folder, in the order of the experiments."""
     lines = [
         '# Results', '',
-        'Written by `train/paper.py` (`make paper`); do not edit. Figures are percent unless '
-        'said. BADJA (camel, cows) is measured at 320 x 512; the procedural set is rendered '
-        'with photographs that training never sees; `docs/evaluation.md` says what the columns '
-        'mean. Each point has one query; the streaming runtime sees no future frames.', '',
+        'Written by `train/experiments.py` (`make paper`); do not edit. Figures are percent '
+        'unless said. BADJA (camel, cows) is measured at 320 x 512; the procedural set is '
+        'rendered with photographs that training never sees; `docs/evaluation.md` says what the '
+        'columns mean. Each point has one query; the streaming runtime sees no future frames.', '',
         NO_PUBLISHED_WEIGHTS, '',
     ]  # fmt: skip
     for name, experiment in experiments.items():

@@ -1,0 +1,68 @@
+"""The settings of a run, read from YAML: unknown keys and values of another kind are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+from train.data.loader import StreamConfig
+from train.data.synthetic.procedural import SceneConfig
+from train.losses import LossConfig
+from train.objectives.realtime import RealtimeRecipe
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run; the groups are those of the files named."""
+
+    network: str = 'realtime'  # or cotracker1, cotracker2, cotracker3_online, cotracker3_offline
+    shape: dict[str, Any] = field(default_factory=dict)  # what differs from its own
+    start: str = ''  # weights to go on from
+    data: str = ''  # folder of Kubric sequences; else procedural video
+    textures: str = ''  # folder of photographs for procedural scenes to wear
+    steps: int = 4000
+    seed: int = 1
+    lr: float = 5e-4
+    encoder_rate: float = 1.0  # learning rate of the encoder against the rest's
+    warmup: int = 200  # steps
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest gradient norm, of the encoder and of the rest
+    ema: float = 0.998
+    iterations: int = 3
+    workers: int = 1  # processes that render or read
+    save: int = 200  # steps between checkpoints
+    evaluate: int = 1000  # steps between evaluations
+    evaluated: int = 4  # clips of an evaluation
+    scene: SceneConfig = SceneConfig(frames=20)  # noqa: RUF009 (frozen)
+    stream: StreamConfig = StreamConfig()  # noqa: RUF009 (frozen)
+    loss: LossConfig = LossConfig()  # noqa: RUF009 (frozen)
+    realtime: RealtimeRecipe = RealtimeRecipe()  # noqa: RUF009 (frozen)
+
+
+def read_config(values: Mapping[str, Any], kind: type = TrainConfig, where: str = '') -> Any:
+    """A config from nested mappings. Raises ValueError naming a key that doesn't exist or whose
+    value is of another kind.
+    """
+    defaults = kind()
+    known = {}
+    value: Any
+    for key, value in values.items():
+        if key not in vars(defaults):
+            raise ValueError(f'unknown key {where}{key}; there are: {", ".join(vars(defaults))}')
+        default: Any = getattr(defaults, key)
+        expected: Any = Mapping if is_dataclass(default) else type(default)
+        if isinstance(default, float) and isinstance(value, (int, str)):
+            expected = (float, int, str)  # YAML reads 1e-4 as a string
+        if isinstance(default, tuple):
+            expected = list
+        if not isinstance(value, expected) or isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError(f'{where}{key} is {value!r}; it must be like {default!r}')
+        if is_dataclass(default):
+            known[key] = read_config(value, type(default), f'{where}{key}.')
+            continue
+        try:
+            known[key] = type(default)(value)
+        except ValueError as error:
+            raise ValueError(f'{where}{key} is {value!r}: {error}') from error
+    return kind(**known)

@@ -1,0 +1,140 @@
+"""Recorded or rendered video with points to track and the truth, as readers yield it.
+
+Pixels have (0, 0) at the centre of the top-left pixel.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set that cannot be read; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """What errors of joints are measured against (PoseTrack); see metrics.pose."""
+
+    head: np.ndarray  # (T, N) px, size of the person's head; 0 without annotation
+    area: np.ndarray  # (T, N) px^2 of the person's box; 0 without annotation
+    sigma: np.ndarray  # (N,) of the joint
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video with points to track and where they truly are."""
+
+    name: str
+    video: np.ndarray  # (T, H, W, 3) uint8 RGB
+    queries: np.ndarray  # (N, 3) float32: frame, x px, y px
+    tracks: np.ndarray  # (T, N, 2) float32 px; anything where the truth is not known
+    visible: np.ndarray  # (T, N) bool; False where the truth is not known
+    known: np.ndarray | None = None  # (T, N) bool, where tracks is true; None: everywhere
+    area: np.ndarray | None = None  # (T,) px of the object's mask, NaN without annotation (BADJA)
+    pose: Pose | None = None  # of people's joints (PoseTrack)
+    # (T, H, W) int8, 1 on the object, -1 beside it, 0 within 2 px of its edge (DAVIS: no tracks)
+    side: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Raise DataError where the parts do not belong together."""
+        frames, count = len(self.video), len(self.queries)
+        if self.video.ndim != 4 or self.video.shape[3] != 3 or self.video.dtype != np.uint8:
+            shape, kind = self.video.shape, self.video.dtype
+            raise DataError(f'{self.name}: video is (T, H, W, 3) uint8, not {shape} {kind}')
+        if len(self.tracks) != frames or len(self.visible) != frames:
+            raise DataError(
+                f'{self.name}: {frames} frames but tracks of {len(self.tracks)} '
+                f'and visibility of {len(self.visible)}'
+            )
+        if self.tracks.shape != (frames, count, 2) or self.visible.shape != (frames, count):
+            raise DataError(
+                f'{self.name}: {count} queries but tracks {self.tracks.shape} '
+                f'and visibility {self.visible.shape}'
+            )
+        if not (np.isfinite(self.tracks).all() and np.isfinite(self.queries).all()):
+            raise DataError(f'{self.name}: tracks or queries hold NaN or infinity')
+        if not count:
+            raise DataError(f'{self.name}: no point to track')
+        if ((self.queries[:, 0] < 0) | (self.queries[:, 0] >= frames)).any():
+            raise DataError(f'{self.name}: a query lies beyond the {frames} frames of the clip')
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return self.video.shape[1], self.video.shape[2]
+
+
+def first_queries(visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return frame (K,) and index (K,) of each point's first visible frame, by index."""
+    index = np.flatnonzero(visible.any(0))
+    return visible.argmax(0)[index], index
+
+
+def strided_queries(visible: np.ndarray, stride: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Return frame (K,) and index (K,) of every visible point of every stride-th frame."""
+    t, index = np.nonzero(visible[::stride])
+    return t * stride, index
+
+
+def with_queries(
+    name: str,
+    video: np.ndarray,
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    strided: bool,
+    hidden_known: bool,
+) -> Clip | None:
+    """Return the clip with one track for each query, or None where no point is ever visible."""
+    t, index = (strided_queries if strided else first_queries)(visible)
+    if not len(index):
+        return None
+    queries = np.concatenate([t[:, None], tracks[t, index]], 1).astype(np.float32)
+    tracks, visible = tracks[:, index], visible[:, index]
+    return Clip(name, video, queries, tracks, visible, None if hidden_known else visible)
+
+
+def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return which positions (..., 2) px lie between the pixel centres of a picture (H, W)."""
+    return ((xy >= 0) & (xy <= (size[1] - 1, size[0] - 1))).all(-1)
+
+
+def there_and_back(clip: Clip) -> Clip:
+    """Return the clip played forwards and then backwards, (2 T - 1) frames."""
+    parts = {
+        name: np.concatenate([part, part[-2::-1]])
+        for name in ('video', 'tracks', 'visible', 'known')
+        if (part := getattr(clip, name)) is not None
+    }
+    return replace(clip, **parts)
+
+
+def with_occluder(clip: Clip, start: int, frames: int) -> Clip:
+    """Return the clip behind a post that stands in the picture's middle third for some frames.
+
+    The post shows the first frame upside down, so it looks like the rest; it comes in frame
+    `start` and is gone `frames` later. Points behind it are not visible, their places known as
+    before. Measures what a tracker makes of occlusions of one length.
+    """
+    video, visible = clip.video.copy(), clip.visible.copy()
+    width = video.shape[2]
+    left, right = width // 3, 2 * width // 3
+    shown = slice(start, start + frames)
+    video[shown, :, left:right] = clip.video[0, ::-1, left:right]
+    x = clip.tracks[shown, :, 0]
+    visible[shown] &= (x < left - 0.5) | (x > right - 0.5)
+    t = clip.queries[:, 0].astype(int)
+    kept = np.flatnonzero(visible[t, np.arange(len(t))])
+    known = clip.visible if clip.known is None else clip.known
+    parts = clip.queries[kept], clip.tracks[:, kept], visible[:, kept], known[:, kept]
+    return Clip(f'{clip.name}, {frames} frames occluded', video, *parts)
+
+
+def beginning(clip: Clip, frames: int, asked_before: int) -> Clip | None:
+    """Return the first frames of a clip with the points asked for before a frame, if any."""
+    early = clip.queries[:, 0] < asked_before
+    if not early.any():
+        return None
+    known = None if clip.known is None else clip.known[:frames, early]
+    tracks, visible = clip.tracks[:frames, early], clip.visible[:frames, early]
+    return Clip(clip.name, clip.video[:frames], clip.queries[early], tracks, visible, known)
