@@ -22,6 +22,7 @@ aiohttp = pytest.importorskip('aiohttp', reason='needs aiohttp')
 from aiohttp import web
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
 
 from cotracker_ros.live.__main__ import main
 from cotracker_ros.live.frames import MAX_WIDTH, Frame, pack
@@ -113,8 +114,6 @@ class Node:
         self.asked.append(('remove', point_id))
 
     def call(self, service, on=None):
-        from std_srvs.srv import Trigger
-
         self.asked.append((service, on))
         future = rclpy_future()
         answer = Trigger.Response(success=True, message=f'{service} done')
@@ -429,6 +428,8 @@ def test_in_a_browser(start_tracker, browser):
         pump(lambda: text('points') == 'no tracks')  # the picture goes on without them
         pause.click()
         pump(lambda: text('points').endswith('of 4 points seen'))
+        tracker.call(SetBool, '~/enable', SetBool.Request(data=False))  # someone else
+        pump(lambda: text('pause') == 'Go on')
         assert browser.get_log('browser') == []
     finally:
         assert live.end() == 0

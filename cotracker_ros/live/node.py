@@ -5,7 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -63,7 +63,6 @@ class LiveNode(Node):
         self._waiting: OrderedDict[tuple[int, int], Image | CompressedImage] = OrderedDict()
         self._waiting_bytes = 0
         self._arrivals: deque[float] = deque(maxlen=1000)  # monotonic seconds of tracks messages
-        self._paused_at = 0.0
         self._status, self._status_at = DiagnosticStatus(), -np.inf
         self._status_name = f'{self.resolve_topic_name(tracker)}: {camera or "tracking"}'
         topic = self.resolve_topic_name(f'{prefix}image')
@@ -108,8 +107,11 @@ class LiveNode(Node):
             raise NotAvailable(f'no tracker offers {client.srv_name}')
         if on is None:
             return client.call_async(Trigger.Request())
-        self.paused, self._paused_at = not on, time.monotonic()
-        return client.call_async(SetBool.Request(data=on))
+        future = client.call_async(SetBool.Request(data=on))
+        future.add_done_callback(
+            lambda _: setattr(self, 'paused', not on)
+        )  # until diagnostics say
+        return future
 
     def report(self) -> dict:
         """Return rate and state of the tracker, for JSON."""
@@ -172,8 +174,6 @@ class LiveNode(Node):
     def _on_tracks(self, msg: PointCloud2) -> None:
         now = time.monotonic()
         self._arrivals.append(now)
-        if self.paused and now - self._paused_at > SILENCE:  # someone else has let it go on
-            self.paused = False
         key = (msg.header.stamp.sec, msg.header.stamp.nanosec)
         if key not in self._waiting:
             return
@@ -191,3 +191,4 @@ class LiveNode(Node):
         for status in msg.status:
             if status.name == self._status_name:
                 self._status, self._status_at = status, time.monotonic()
+                self.paused = KeyValue(key='enabled', value='false') in status.values

@@ -3,7 +3,7 @@
 import time
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, PointStamped
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -132,9 +132,11 @@ class Stream:
     def report(self) -> DiagnosticStatus:
         """Return the diagnostic status, with rates since the last one."""
         p = parameters.values(self._node)
-        return self._reporter.report(
+        status = self._reporter.report(
             self.statistics, time.monotonic(), p.age_budget, p.image_timeout
         )
+        status.values.append(KeyValue(key='enabled', value=str(self._node.enabled).lower()))
+        return status
 
     # Callbacks of the executor
 
