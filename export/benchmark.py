@@ -24,7 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cotracker_ros.engines import ENGINES, EngineError, default_threads, load, read_metadata
+from cotracker_ros.engines import (
+    ENGINES,
+    EngineError,
+    default_threads,
+    load,
+    read_metadata,
+    spec,
+)
 from cotracker_ros.engines.onnxruntime_engine import TYPES
 from cotracker_ros.engines.scripted_stream import scripted_stream
 from export.verify import candidates
@@ -42,23 +49,30 @@ def gflop(model: Path, points: int, cameras: int = 1) -> float:
     Counted from the shapes of a run, since ONNX's own shape inference gives up on the way.
     """
     import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # plain layouts
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f'{folder}/profile'
         session = ort.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
-        sizes = {'cameras': cameras, 'points': points}
-        session.run(None, {i.name: np.zeros([sizes.get(d, d) for d in i.shape], TYPES[i.type])
-                           for i in session.get_inputs()})
+        session.run(
+            None,
+            {
+                i.name: np.zeros(spec.resolve(i.name, i.shape, cameras, points), TYPES[i.type])
+                for i in session.get_inputs()
+            },
+        )
         events = json.loads(Path(session.end_profiling()).read_text())
     total = 0.0
     for event in events:
         if not event['name'].endswith('_kernel_time'):
             continue
         about = event['args']
-        inputs, outputs = ([next(iter(v.values())) for v in about[f'{side}_type_shape']]
-                           for side in ('input', 'output'))
+        inputs, outputs = (
+            [next(iter(v.values())) for v in about[f'{side}_type_shape']]
+            for side in ('input', 'output')
+        )
         if about['op_name'] in ('Conv', 'FusedConv'):
             total += 2 * np.prod(outputs[0]) * np.prod(inputs[1][1:])
         elif about['op_name'] in ('MatMul', 'FusedMatMul', 'Gemm', 'FusedGemm'):
@@ -71,6 +85,7 @@ def reference_ms(form: str, threads: int) -> float:
     import torch
 
     from cotracker_ros.model.encoder import Encoder
+
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     kind = {'f32': torch.float32, 'bf16': torch.bfloat16}[form]
@@ -96,17 +111,21 @@ def peak_gflops(threads: int) -> float:
     import onnx
     import onnxruntime as ort
     from onnx import TensorProto, helper
+
     n = 1024
     graph = helper.make_graph(
-        [helper.make_node('MatMul', ['a', 'w'], ['y'])], 'peak',
+        [helper.make_node('MatMul', ['a', 'w'], ['y'])],
+        'peak',
         [helper.make_tensor_value_info('a', TensorProto.FLOAT, [n, n])],
         [helper.make_tensor_value_info('y', TensorProto.FLOAT, [n, n])],
-        [onnx.numpy_helper.from_array(np.ones((n, n), np.float32), 'w')])
+        [onnx.numpy_helper.from_array(np.ones((n, n), np.float32), 'w')],
+    )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(made.SerializeToString(), options,
-                                   providers=['CPUExecutionProvider'])
+    session = ort.InferenceSession(
+        made.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
     given = {'a': np.ones((n, n), np.float32)}
     times = []
     for _ in range(30):
@@ -121,22 +140,35 @@ def measure(path: Path, name: str, points: int) -> dict:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     engine = load(path, name, 1, points)
     meta = engine.metadata
-    frames = list(scripted_stream(8, meta.image_size, meta.window, 1, points))
+    frames = list(scripted_stream(8, meta, 1, points))
     steady = [f | {'query': f['query'] & False, 'live': f['live'] | True} for f in frames]
-    engine.step(frames[0] | {'query': frames[0]['query'] | True, 'live': steady[0]['live'],
-                             'query_age': frames[0]['query_age'] * 0})
+    engine.step(
+        frames[0]
+        | {
+            'query': frames[0]['query'] | True,
+            'live': steady[0]['live'],
+            'query_age': frames[0]['query_age'] * 0,
+        }
+    )
     times, stop, cpu = [], time.perf_counter() + SECONDS, time.process_time()
     while len(times) < 5 or (time.perf_counter() < stop and len(times) < 2000):
         start = time.perf_counter()
         engine.step(steady[len(times) % len(steady)])
         times.append(1e3 * (time.perf_counter() - start))
     cpu = 1e3 * (time.process_time() - cpu) / len(times)
-    row = {q: float(np.quantile(times, p)) for q, p in (('p50', 0.5), ('p95', 0.95),
-                                                        ('p99', 0.99))}
+    row = {
+        q: float(np.quantile(times, p)) for q, p in (('p50', 0.5), ('p95', 0.95), ('p99', 0.99))
+    }
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    row |= {'least': min(times), 'cpu': cpu, 'steps': len(times),
-            'memory': (after - before) / 1024, 'threads': engine.threads,
-            'precision': engine.precision, 'device': engine.device}
+    row |= {
+        'least': min(times),
+        'cpu': cpu,
+        'steps': len(times),
+        'memory': (after - before) / 1024,
+        'threads': engine.threads,
+        'precision': engine.precision,
+        'device': engine.device,
+    }
     engine.close()
     return row
 
@@ -166,10 +198,18 @@ def rows_of(model: Path, counts: list[int]) -> list[dict]:
                 gone.add(name)
                 continue
             of = unit['bf16' if row['precision'] == 'bf16' else 'f32']
-            row |= {'model': model.stem, 'engine': name, 'points': points, 'gflop': work,
-                    'reference': of}
-            print(f'{model.stem} {name} {points}: p50 {row["p50"]:.1f} ms, '
-                  f'{row["p50"] / of:.2f} of the reference ({of:.1f} ms)', flush=True)
+            row |= {
+                'model': model.stem,
+                'engine': name,
+                'points': points,
+                'gflop': work,
+                'reference': of,
+            }
+            print(
+                f'{model.stem} {name} {points}: p50 {row["p50"]:.1f} ms, '
+                f'{row["p50"] / of:.2f} of the reference ({of:.1f} ms)',
+                flush=True,
+            )
             rows.append(row)
     return rows
 
@@ -185,11 +225,16 @@ def _in_new_process(*arguments: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown. A quantile that too few steps were measured for is left out."""
-    lines = ['| model | engine | points | p50 ms | p95 | p99 | least | x reference | frames/s | '
-             'CPU ms | memory MB | GFLOP | of fp32 peak | steps | load |', '|' + '---|' * 15]
+    lines = [
+        '| model | engine | points | p50 ms | p95 | p99 | least | x reference | frames/s | '
+        'CPU ms | memory MB | GFLOP | of fp32 peak | steps | load |',
+        '|' + '---|' * 15,
+    ]
     for r in rows:
-        p95, p99 = (f'{r[q]:.1f}' if r['steps'] >= least else ''
-                    for q, least in (('p95', 20), ('p99', 100)))
+        p95, p99 = (
+            f'{r[q]:.1f}' if r['steps'] >= least else ''
+            for q, least in (('p95', 20), ('p99', 100))
+        )
         work = share = ''
         if r['gflop'] is not None:
             work, share = f'{r["gflop"]:.1f}', f'{r["gflop"] / r["p50"] * 1e3 / r["peak"]:.0%}'
@@ -197,7 +242,8 @@ def table(rows: list[dict]) -> str:
             f'| {r["model"]} | {r["engine"]} | {r["points"]} | {r["p50"]:.1f} | {p95} | {p99} | '
             f'{r["least"]:.1f} | {r["p50"] / r["reference"]:.3f} | {1e3 / r["p50"]:.1f} | '
             f'{r["cpu"]:.1f} | {r["memory"]:.0f} | {work} | {share} | {r["steps"]} | '
-            f'{r["load"]:.1f} |')
+            f'{r["load"]:.1f} |'
+        )
     return '\n'.join(lines)
 
 
@@ -215,18 +261,29 @@ def growth(rows: list[dict]) -> list[dict]:
         points, times = np.array(mine).T
         slope, fixed = np.polyfit(points, times, 1)
         rise = np.diff(np.log(times)) / np.diff(np.log(points))
-        found.append({'model': key[0], 'engine': key[1], 'fixed': float(fixed),
-                      'slope': float(slope), 'exponent': float(rise.max())})
+        found.append(
+            {
+                'model': key[0],
+                'engine': key[1],
+                'fixed': float(fixed),
+                'slope': float(slope),
+                'exponent': float(rise.max()),
+            }
+        )
     return found
 
 
 def growth_table(rows: list[dict]) -> str:
     """`growth` as Markdown, with the verdict."""
-    lines = ['| model | engine | fixed ms | ms a point | steepest exponent | at most linear |',
-             '|' + '---|' * 6]
+    lines = [
+        '| model | engine | fixed ms | ms a point | steepest exponent | at most linear |',
+        '|' + '---|' * 6,
+    ]
     for g in growth(rows):
-        lines.append(f'| {g["model"]} | {g["engine"]} | {g["fixed"]:.1f} | {g["slope"]:.4f} | '
-                     f'{g["exponent"]:.2f} | {"yes" if g["exponent"] <= 1 else "**no**"} |')
+        lines.append(
+            f'| {g["model"]} | {g["engine"]} | {g["fixed"]:.1f} | {g["slope"]:.4f} | '
+            f'{g["exponent"]:.2f} | {"yes" if g["exponent"] <= 1 else "**no**"} |'
+        )
     return '\n'.join(lines)
 
 
@@ -235,24 +292,37 @@ def gpu_table(rows: list[dict]) -> str:
     mine = [r for r in rows if r['device'].startswith('cuda')]
     if mine:
         return table(mine)
-    lines = ['No GPU was at hand; what a run of this script there fills in:', '',
-             '| model | engine | precision | points | p50 ms | frames/s |', '|' + '---|' * 6]
-    lines += [f'| cotracker3_online | {name} | {form} | {points} | | |'
-              for name in ('torch:cuda-graph', 'onnxruntime:cuda') for form in ('fp32', 'half')
-              for points in GPU_COUNTS]
+    lines = [
+        'No GPU was at hand; what a run of this script there fills in:',
+        '',
+        '| model | engine | precision | points | p50 ms | frames/s |',
+        '|' + '---|' * 6,
+    ]
+    lines += [
+        f'| cotracker3_online | {name} | {form} | {points} | | |'
+        for name in ('torch:cuda-graph', 'onnxruntime:cuda')
+        for form in ('fp32', 'half')
+        for points in GPU_COUNTS
+    ]
     return '\n'.join(lines)
 
 
 def plot(rows: list[dict], output: Path) -> None:
     """Time of a step against points, one line for each model and engine."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for key in dict.fromkeys((r['model'], r['engine']) for r in rows):
         mine = [r for r in rows if (r['model'], r['engine']) == key]
-        axes.plot([r['points'] for r in mine], [r['p50'] for r in mine], 'o-',
-                  label=f'{key[0]}, {key[1]}')
+        axes.plot(
+            [r['points'] for r in mine],
+            [r['p50'] for r in mine],
+            'o-',
+            label=f'{key[0]}, {key[1]}',
+        )
     axes.set(xscale='log', yscale='log', xlabel='points', ylabel='p50 of a step (ms)')
     counts = sorted({r['points'] for r in rows})
     axes.set_xticks(counts, [str(p) for p in counts])
@@ -276,36 +346,65 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists():
-        name = next((li.split(':')[1].strip() for li in info.read_text().splitlines()
-                     if li.startswith('model name')), name)
+        name = next(
+            (
+                li.split(':')[1].strip()
+                for li in info.read_text().splitlines()
+                if li.startswith('model name')
+            ),
+            name,
+        )
     told = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
     flags = ', '.join(f if f in cpu_flags() else f'no {f}' for f in told)
-    return (f'{name} ({flags}), {default_threads()} threads used, '
-            f'Python {platform.python_version()}')
+    return (
+        f'{name} ({flags}), {default_threads()} threads used, Python {platform.python_version()}'
+    )
 
 
 def write(rows: list[dict], path: Path) -> None:
     """Replace our section of the page, which others write to as well."""
-    units = {name: [r['reference'] for r in rows if (r['precision'] == 'bf16') == (name == 'bf16')]
-             for name in ('fp32', 'bf16')}
-    told = ', '.join(f'{np.median(u):.1f} ms in {n} ({min(u):.1f} to {max(u):.1f})'
-                     for n, u in units.items() if u)
+    units = {
+        name: [r['reference'] for r in rows if (r['precision'] == 'bf16') == (name == 'bf16')]
+        for name in ('fp32', 'bf16')
+    }
+    told = ', '.join(
+        f'{np.median(u):.1f} ms in {n} ({min(u):.1f} to {max(u):.1f})'
+        for n, u in units.items()
+        if u
+    )
     peak = float(np.median([r['peak'] for r in rows]))
-    section = '\n'.join([
-        BEGIN, '## A step of each engine', '', f'{machine()}.', '',
-        'All points live, none added during the measurement; a fresh process for each row; '
-        f'{SECONDS:.0f} s a row, at least 5 steps; quantiles only where there are steps enough. '
-        f'The reference, the published CoTracker 3 encoder alone (384 x 512, torch): {told}; it '
-        'was measured again beside every number of points, and the ratio is to that one. GFLOP '
-        'counts convolutions and products. "Of fp32 peak": against a 1024 x 1024 product of '
-        f'matrices in ONNX Runtime, timed just before each row (median {peak:.0f} GFLOP/s); bf16 '
-        'may exceed 100 %. "Load" is the load average then: where it is above the number of '
-        'threads, other programs were running; then "least" and "CPU" (processor time of all '
-        'threads a step) say more than p50.', '',
-        table([r for r in rows if r['device'] == 'cpu']), '',
-        '### Cost against points', '', growth_table(rows), '',
-        '![time of a step against points](benchmarks.png)', '',
-        '### On a GPU', '', gpu_table(rows), '', END])
+    section = '\n'.join(
+        [
+            BEGIN,
+            '## A step of each engine',
+            '',
+            f'{machine()}.',
+            '',
+            'All points live, none added during the measurement; a fresh process for each row; '
+            f'{SECONDS:.0f} s a row, at least 5 steps; quantiles only where steps are enough. '
+            f'The reference, the published CoTracker 3 encoder alone (384 x 512, torch): {told}; '
+            'it was measured again beside every number of points, the ratio is to that one. GFLOP '
+            'counts convolutions and products. "Of fp32 peak": against a 1024 x 1024 product of '
+            f'matrices in ONNX Runtime, timed just before each row (median {peak:.0f} GFLOP/s); '
+            'bf16 may exceed 100 %. "Load" is the load average then: where it is above the number '
+            'of threads, other programs were running; then "least" and "CPU" (processor time of '
+            'all threads a step) say more than p50.',
+            '',
+            table([r for r in rows if r['device'] == 'cpu']),
+            '',
+            '### Cost against points',
+            '',
+            growth_table(rows),
+            '',
+            '![time of a step against points](benchmarks.png)',
+            '',
+            '### On a GPU',
+            '',
+            gpu_table(rows),
+            '',
+            END,
+        ]
+    )
     text = path.read_text() if path.exists() else '# Benchmarks\n'
     if BEGIN in text:
         head, rest = text.split(BEGIN)

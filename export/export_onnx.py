@@ -18,57 +18,62 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cotracker_ros.engines import EngineError, Metadata, compare, load
-from cotracker_ros.engines.base import OUTPUTS
+from cotracker_ros.engines import EngineError, Metadata, compare, load, spec
 from cotracker_ros.engines.metadata import KEY
 from cotracker_ros.engines.torch_engine import TorchEngine, describe
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.model.step import build_step
+from cotracker_ros.model.step import Step, build_step
 from export import graph, precision
 from export.graph import OPSET, ExportError
 
-INPUTS = ('image', 'query_xy', 'query', 'query_age', 'live')
 PRECISIONS = ('fp32', 'mixed', 'fp16')
 
 
 class FlatStep(nn.Module):
-    """The step with its state as a list, in the order of `names`, which export wants."""
+    """The step on its inputs, then its state, as one list: what export wants."""
 
-    def __init__(self, step: nn.Module) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__()
         self.step = step
-        self.names = list(step.initial_state(1, 1))
+        self.state = list(step.initial_state(1, 1))
 
-    def forward(self, image, query_xy, query, query_age, live, *state):
+    def forward(self, *tensors):
         """All outputs, then the next state."""
-        state = dict(zip(self.names, state, strict=True))
-        outputs, following = self.step.advance(image, query_xy, query, query_age, live, state)
-        return (*(outputs[n] for n in OUTPUTS), *(following[n] for n in self.names))
+        taken = len(self.step.takes)
+        inputs = dict(zip(self.step.takes, tensors[:taken], strict=True))
+        state = dict(zip(self.state, tensors[taken:], strict=True))
+        outputs, following = self.step.advance(inputs, state)
+        return (*(outputs[n] for n in spec.OUTPUT_NAMES), *(following[n] for n in self.state))
 
 
-def export(step: nn.Module, meta: dict, output: Path) -> onnx.ModelProto:
+def export(step: Step, meta: dict, output: Path) -> onnx.ModelProto:
     """Write the step, with `meta` as its metadata, to `output`; returns the checked graph.
 
     Raises ExportError where the graph holds what a runtime cannot run.
     """
     flat = FlatStep(step.eval()).eval()
-    cameras, points = (torch.export.Dim(n, min=1, max=m) for n, m in (('cameras', 64),
-                                                                     ('points', 16384)))
-    per_point = {0: cameras, 1: points}
+    open_dims = {
+        n: torch.export.Dim(n, min=1, max=m) for n, m in ((spec.CAMERAS, 64), (spec.POINTS, 16384))
+    }
+    shapes = [
+        {i: open_dims[d] for i, d in enumerate(spec.INPUT[n].dims) if d in open_dims}
+        for n in step.takes
+    ]
+    shapes += [_symbolic(step, n, *open_dims.values()) for n in flat.state]
     model = to_graph(
-        flat, _example(step, 2, 3),
-        input_names=[*INPUTS, *(f'state.{n}' for n in flat.names)],
-        output_names=[*OUTPUTS, *(f'next.{n}' for n in flat.names)],
-        dynamic_shapes={
-            'image': {0: cameras}, 'query_xy': per_point, 'query': per_point,
-            'query_age': per_point, 'live': per_point,
-            'state': tuple(_symbolic(step, n, cameras, points) for n in flat.names)})
+        flat,
+        _example(step, 2, 3),
+        input_names=[*step.takes, *(spec.STATE + n for n in flat.state)],
+        output_names=[*spec.OUTPUT_NAMES, *(spec.NEXT + n for n in flat.state)],
+        dynamic_shapes={'tensors': tuple(shapes)},
+    )
     _check_symbolic(model)
     if meta['precision'] != 'fp32':
         model = precision.convert(model, meta['precision'])
@@ -78,8 +83,10 @@ def export(step: nn.Module, meta: dict, output: Path) -> onnx.ModelProto:
     onnx.checker.check_model(model, full_check=True)
     remarks = graph.lint(model)
     onnx.save(model, output)
-    print(f'{output}: opset {OPSET}, {output.stat().st_size / 1e6:.1f} MB, '
-          f'{graph.operators(model)}' + (f'; remarks: {", ".join(remarks)}' if remarks else ''))
+    print(
+        f'{output}: opset {OPSET}, {output.stat().st_size / 1e6:.1f} MB, '
+        f'{graph.operators(model)}' + (f'; remarks: {", ".join(remarks)}' if remarks else '')
+    )
     return model
 
 
@@ -88,8 +95,9 @@ def to_graph(module: nn.Module, arguments: tuple, **names) -> onnx.ModelProto:
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the exporter, about itself
-        model = torch.onnx.export(module, arguments, dynamo=True, opset_version=OPSET,
-                                  verbose=False, **names).model_proto
+        model = torch.onnx.export(
+            module, arguments, dynamo=True, opset_version=OPSET, verbose=False, **names
+        ).model_proto
     graph.strip(model)
     graph.cast_first(model)
     graph.lean(model)
@@ -100,29 +108,42 @@ def _check_symbolic(model: onnx.ModelProto) -> None:
     """Refuse a graph in which the exporter took a size of the example for a constant."""
     for value in model.graph.input:
         names = [d.dim_param for d in value.type.tensor_type.shape.dim if d.dim_param]
-        if value.name in INPUTS and names != ['cameras', 'points'][:1 + (value.name != 'image')]:
-            raise ExportError(f'{value.name} came out with a fixed size: its dimensions are '
-                              f'{names}; the step must not use len() of a tensor')
+        tensor = spec.INPUT.get(value.name)
+        if tensor and names != [d for d in tensor.dims if d in (spec.CAMERAS, spec.POINTS)]:
+            raise ExportError(
+                f'{value.name} came out with a fixed size: its dimensions are '
+                f'{names}; the step must not use len() of a tensor'
+            )
 
 
-def _example(step: nn.Module, cameras: int, slots: int) -> tuple:
+def _example(step: Step, cameras: int, slots: int) -> tuple:
     """Inputs of these sizes, which trace a graph for all sizes."""
     height, width = step.image_size
-    flags = torch.ones(cameras, slots, dtype=torch.bool)
-    return (torch.zeros(cameras, height, width, 3, dtype=torch.uint8),
-            torch.zeros(cameras, slots, 2), flags, torch.zeros(cameras, slots, dtype=torch.int32),
-            flags.clone(), *step.initial_state(cameras, slots).values())
+    picture_size = (step.image_scale * height, step.image_scale * width)
+    given = []
+    for tensor in (spec.INPUT[n] for n in step.takes):
+        value = 1 if tensor.dtype == bool else tensor.otherwise or 0
+        given.append(
+            torch.from_numpy(
+                np.full(tensor.shape(cameras, slots, picture_size), value, tensor.dtype)
+            )
+        )
+    return (*given, *step.initial_state(cameras, slots).values())
 
 
-def _symbolic(step: nn.Module, name: str, cameras, points) -> dict:
+def _symbolic(step: Step, name: str, cameras, points) -> dict:
     """Which dimensions of a state tensor grow with cameras or with points."""
     one, more_cameras, more_points = (
-        step.initial_state(*size)[name].shape for size in ((1, 1), (2, 1), (1, 2)))
-    return {i: cameras if more_cameras[i] > n else points for i, n in enumerate(one)
-            if more_cameras[i] > n or more_points[i] > n}
+        step.initial_state(*size)[name].shape for size in ((1, 1), (2, 1), (1, 2))
+    )
+    return {
+        i: cameras if more_cameras[i] > n else points
+        for i, n in enumerate(one)
+        if more_cameras[i] > n or more_points[i] > n
+    }
 
 
-def check_parity(step: nn.Module, path: Path, meta: dict, slots: int) -> str:
+def check_parity(step: Step, path: Path, meta: dict, slots: int) -> str:
     """Run ONNX Runtime and torch over one stream and return the table of their differences.
 
     Raises EngineError past the tolerance of this precision.
@@ -146,11 +167,15 @@ def read_model(args: argparse.Namespace) -> tuple[nn.Module, str]:
         provenance = 'random weights: a stand-in'
     name = getattr(model.config, 'name', 'realtime')
     if name == 'cotracker1':
-        raise ExportError('cotracker1 cannot be streamed: its weights mix the visibility of '
-                          'neighbouring points, so that empty slots would change the others')
+        raise ExportError(
+            'cotracker1 cannot be streamed: its weights mix the visibility of '
+            'neighbouring points, so that empty slots would change the others'
+        )
     if name == 'cotracker3_offline':
-        raise ExportError('cotracker3_offline sees the whole video at once; '
-                          'export the cotracker3_online checkpoint')
+        raise ExportError(
+            'cotracker3_offline sees the whole video at once; '
+            'export the cotracker3_online checkpoint'
+        )
     if args.window and args.window != model.config.window:
         weights = model.state_dict()
         model = build_model(name, args.resolution, window=args.window)
@@ -162,6 +187,7 @@ def _provenance(checkpoint: Path) -> str:
     """What a .safetensors file says of itself, else its name."""
     if checkpoint.suffix == '.safetensors':
         from safetensors import safe_open
+
         with safe_open(checkpoint, 'pt') as file:
             return (file.metadata() or {}).get('provenance', checkpoint.name)
     return checkpoint.name
@@ -183,8 +209,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument('--checkpoint', type=Path, help='.safetensors or .pth, ours or published')
     source.add_argument('--model', help='a network by name with random weights, as a stand-in')
     parser.add_argument('--output', type=Path, required=True, help='the .onnx file to write')
-    parser.add_argument('--iterations', type=int,
-                        help='refinements per frame (default: as the model was made for, or 1)')
+    parser.add_argument(
+        '--iterations',
+        type=int,
+        help='refinements per frame (default: as the model was made for, or 1)',
+    )
     parser.add_argument('--window', type=int, help='frames (default: of the checkpoint)')
     parser.add_argument('--resolution', type=resolution, help='HxW of the model, e.g. 384x512')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32')

@@ -108,8 +108,9 @@ def lean(model: onnx.ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _reorder_gelu(last: onnx.NodeProto, half: onnx.NodeProto, made_by: dict,
-                  weights: dict) -> None:
+def _reorder_gelu(
+    last: onnx.NodeProto, half: onnx.NodeProto, made_by: dict, weights: dict
+) -> None:
     """x (0.5 (1 + f)) to (0.5 x) (1 + f), for f a tanh or an erf."""
     if half.op_type != 'Mul' or _scalar(weights, half.input[0]) != 0.5:
         return
@@ -120,7 +121,11 @@ def _reorder_gelu(last: onnx.NodeProto, half: onnx.NodeProto, made_by: dict,
     if curve is None or curve.op_type not in ('Tanh', 'Erf'):
         return
     half.input[0], half.input[1], last.input[0], last.input[1] = (
-        last.input[0], half.input[0], half.output[0], one_plus.output[0])
+        last.input[0],
+        half.input[0],
+        half.output[0],
+        one_plus.output[0],
+    )
 
 
 def _scalar(weights: dict, name: str):

@@ -12,9 +12,29 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 PRODUCTS = {'Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'Einsum'}
-HARMLESS = {'Add', 'Sub', 'Mul', 'Relu', 'Erf', 'Tanh', 'Sigmoid', 'Gelu', 'Reshape', 'Transpose',
-            'Concat', 'Split', 'Slice', 'Gather', 'Unsqueeze', 'Squeeze', 'Expand', 'Where',
-            'Identity', 'Flatten', 'AveragePool'}
+HARMLESS = {
+    'Add',
+    'Sub',
+    'Mul',
+    'Relu',
+    'Erf',
+    'Tanh',
+    'Sigmoid',
+    'Gelu',
+    'Reshape',
+    'Transpose',
+    'Concat',
+    'Split',
+    'Slice',
+    'Gather',
+    'Unsqueeze',
+    'Squeeze',
+    'Expand',
+    'Where',
+    'Identity',
+    'Flatten',
+    'AveragePool',
+}
 HALF = '_half'
 
 
@@ -64,8 +84,12 @@ def _half_nodes(graph: onnx.GraphProto, floats: set, weights: set, form: str) ->
     chosen, half = set(), set()
     for k, node in enumerate(graph.node):
         inputs = [n for n in node.input if n in floats]
-        grown = (form == 'fp16' and node.op_type in HARMLESS and any(n in half for n in inputs)
-                 and all(n in half or n in weights for n in inputs))
+        grown = (
+            form == 'fp16'
+            and node.op_type in HARMLESS
+            and any(n in half for n in inputs)
+            and all(n in half or n in weights for n in inputs)
+        )
         if inputs and (node.op_type in PRODUCTS or grown):
             chosen.add(k)
             half.update(node.output)

@@ -11,8 +11,14 @@ import onnxruntime as ort
 
 VERSION = '10.13.3.9'
 GPU = 'Stand-in (sm_87)'
-_TYPES = {'tensor(float)': np.float32, 'tensor(bool)': np.bool_, 'tensor(int32)': np.int32,
-          'tensor(uint8)': np.uint8, 'tensor(int64)': np.int64, 'tensor(float16)': np.float16}
+_TYPES = {
+    'tensor(float)': np.float32,
+    'tensor(bool)': np.bool_,
+    'tensor(int32)': np.int32,
+    'tensor(uint8)': np.uint8,
+    'tensor(int64)': np.int64,
+    'tensor(float16)': np.float16,
+}
 
 
 class CudaRuntime:
@@ -206,7 +212,8 @@ class Network:
     def get_input(self, index):
         i = self.session.get_inputs()[index]
         return types.SimpleNamespace(
-            name=i.name, shape=[d if isinstance(d, int) else -1 for d in i.shape])
+            name=i.name, shape=[d if isinstance(d, int) else -1 for d in i.shape]
+        )
 
 
 class OnnxParser:
@@ -225,11 +232,15 @@ class OnnxParser:
             return False
         with open(path, 'rb') as file:
             self.network.data = file.read()
-        self.network.session = ort.InferenceSession(self.network.data,
-                                                    providers=['CPUExecutionProvider'])
-        self.network.layers = [types.SimpleNamespace(type=LayerType.OTHER, name='other'),
-                               types.SimpleNamespace(type=LayerType.GRID_SAMPLE, name='sample',
-                                                     interpolation_mode=Builder.sampling)]
+        self.network.session = ort.InferenceSession(
+            self.network.data, providers=['CPUExecutionProvider']
+        )
+        self.network.layers = [
+            types.SimpleNamespace(type=LayerType.OTHER, name='other'),
+            types.SimpleNamespace(
+                type=LayerType.GRID_SAMPLE, name='sample', interpolation_mode=Builder.sampling
+            ),
+        ]
         return True
 
 

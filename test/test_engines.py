@@ -11,7 +11,7 @@ import pytest
 import stand_in_step
 
 from cotracker_ros import engines
-from cotracker_ros.engines import EngineError, base, load, metadata
+from cotracker_ros.engines import EngineError, base, load, metadata, spec
 
 INSTALLED = ['onnxruntime', 'openvino', 'openvino:bf16']
 # Largest difference from the same arithmetic in numpy, pixels of xy and units of the rest: the
@@ -40,6 +40,7 @@ def available(name):
         pytest.importorskip('openvino')
     if name == 'openvino:bf16':
         from cotracker_ros.engines.openvino_engine import has_bf16
+
         if not has_bf16():
             pytest.skip('this CPU has no bf16')
     return name
@@ -101,16 +102,20 @@ def test_files_that_are_no_model(name, tmp_path, path):
     for size in (1, 5, 30, len(data) // 2, len(data) - 1):
         bad.write_bytes(data[:size])
         refused(r'bad\.onnx: (the ONNX file is truncated|not an ONNX file)', bad, name)
-    for content in (b'', b'hello, this is text\n' * 50, b'\x89PNG\r\n\x1a\n' + bytes(500),
-                    np.random.default_rng(0).bytes(4000)):
+    for content in (
+        b'',
+        b'hello, this is text\n' * 50,
+        b'\x89PNG\r\n\x1a\n' + bytes(500),
+        np.random.default_rng(0).bytes(4000),
+    ):
         bad.write_bytes(content)
         refused(r'bad\.onnx: (not an ONNX file|the ONNX file is truncated)', bad, name)
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.save(model, bad)
     refused('bad.onnx: not a cotracker_ros model', bad, name)
-    stand_in_step.write(bad, format=3)
-    refused('its format 3 is newer than this package, which reads up to 2', bad, name)
+    stand_in_step.write(bad, format=4)
+    refused('its format 4 is newer than this package, which reads up to 3', bad, name)
     stand_in_step.write(bad, window='four')
     refused('its metadata lacks a valid window', bad, name)
     onnx.helper.set_model_props(model, {'cotracker_ros': '{broken'})
@@ -127,16 +132,83 @@ def test_a_graph_that_is_no_step(name, tmp_path, path):
     model.graph.output.pop()
     onnx.save(model, tmp_path / 'cut.onnx')
     refused('are not those of a tracker step', tmp_path / 'cut.onnx', available(name))
+    stand_in_step.write(path, image_scale=2)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {'cotracker_ros': json.dumps(stand_in_step.METADATA)})
+    onnx.save(model, path)
+    refused(
+        r'image is uint8 of shape \(1, 64, 96, 3\), not uint8 of shape \(1, 32, 48, 3\)',
+        path,
+        name,
+    )
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+def test_a_graph_with_another_type_of_input(name, path):
+    model = onnx.load(path)
+    late = next(n for n in model.graph.node if n.op_type == 'Cast' and 'query_age' in n.input)
+    next(i for i in model.graph.input if i.name == 'query_age').type.tensor_type.elem_type = 7
+    assert late.input[0] == 'query_age'
+    onnx.save(model, path)
+    refused(r'query_age is int64 of shape \(1, 64\), not int32', path, available(name))
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+def test_a_keypoint_is_an_input_that_nobody_need_know(name, path, tmp_path):
+    plain = load(path, available(name), 1, 4, threads=1)
+    knows = load(stand_in_step.write(tmp_path / 'k.onnx', keypoints=True), name, 1, 4, threads=1)
+    given = inputs(
+        1, 4, np.random.default_rng(0), query=np.ones((1, 4), bool), live=np.ones((1, 4), bool)
+    )
+    want, number = plain.step(given)['xy'], np.array([[-1, 0, 16, -1]], np.int32)
+    np.testing.assert_array_equal(knows.step(given)['xy'], want)  # -1 where none is given
+    got = knows.step(given | {'keypoint': number})['xy']
+    np.testing.assert_allclose(got - want, [[[0, 0], [0, 1], [0, 17], [0, 0]]], atol=1e-5)
+    np.testing.assert_array_equal(plain.step(given | {'keypoint': number})['xy'], want)
+    for engine in (plain, knows):
+        with pytest.raises(ValueError, match=r'keypoint must be int32 .* not int64'):
+            engine.step(given | {'keypoint': number.astype(np.int64)})
+        with pytest.raises(ValueError, match='no step takes keypoints'):
+            engine.step(given | {'keypoints': number})
+        with pytest.raises(ValueError, match='the input live is missing'):
+            engine.step({k: v for k, v in given.items() if k != 'live'})
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+@pytest.mark.parametrize('form', [1, 2])
+def test_older_files_run(name, form, path):
+    model = onnx.load(path)
+    old = {k: v for k, v in stand_in_step.METADATA.items() if k != 'image_scale'}
+    onnx.helper.set_model_props(model, {'cotracker_ros': json.dumps(old | {'format': form})})
+    onnx.save(model, path)
+    engine = load(path, available(name), threads=1)
+    assert engine.metadata.image_scale == 1 and engine.metadata.picture_size == (32, 48)
+    onnx.helper.set_model_props(model, {'cotracker_ros': json.dumps(old | {'format': 3})})
+    onnx.save(model, path)
+    refused('its metadata lacks a valid image_scale', path, name)
+
+
+@pytest.mark.parametrize('name', INSTALLED[:2])
+def test_a_picture_larger_than_the_model(name, tmp_path):
+    path = stand_in_step.write(tmp_path / 'two.onnx', image_scale=2)
+    engine = load(path, available(name), 2, 3, threads=1)
+    assert (engine.metadata.image_size, engine.metadata.picture_size) == ((32, 48), (64, 96))
+    rng = np.random.default_rng(0)
+    given = inputs(2, 3, rng, image=rng.integers(0, 255, (2, 64, 96, 3), np.uint8))
+    engine.step(given)
+    with pytest.raises(ValueError, match=r'image must be uint8 of shape \(2, 64, 96, 3\)'):
+        engine.step(inputs(2, 3, rng))
 
 
 def test_rings():
-    assert base.ring_length('m.onnx', 'a', [8, 'cameras', 4], [1, 'cameras', 4]) == 8
-    for same in ([], [1], ['cameras', 'points', 2]):
-        assert base.ring_length('m.onnx', 'a', same, same) == 0
-    with pytest.raises(EngineError, match=r'm\.onnx: next\.a gives 2 rows of 8'):
-        base.ring_length('m.onnx', 'a', [8, 4], [2, 4])
+    assert spec.ring_length('m.onnx', 'a', [8, 2, 4], [1, 2, 4]) == 8
+    for same in ([], [1], [2, 3, 2]):
+        assert spec.ring_length('m.onnx', 'a', same, same) == 0
+    for following in ([2, 4], [1, 5]):
+        with pytest.raises(EngineError, match=r'm\.onnx: next\.a of shape .* is neither a state'):
+            spec.ring_length('m.onnx', 'a', [8, 4], following)
     with pytest.raises(EngineError, match='not the same rank'):
-        base.ring_length('m.onnx', 'a', [8, 4], [4])
+        spec.ring_length('m.onnx', 'a', [8, 4], [4])
     assert [base.turns(lengths) for lengths in ([], [0, 0], [0, 3], [8, 6])] == [2, 2, 6, 24]
 
 
@@ -161,14 +233,21 @@ def test_the_torch_engine_runs_a_checkpoint(tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
     from cotracker_ros.model import build_model
+
     path = tmp_path / 'own.safetensors'
     save_file(build_model('realtime').state_dict(), path)
     engine = load(path, 'auto', slots=2, threads=1)
     assert (engine.name, engine.device, engine.precision) == ('torch', 'cpu', 'f32')
     height, width = engine.metadata.image_size
-    given = inputs(1, 2, np.random.default_rng(0), query=np.ones((1, 2), bool),
-                   query_age=np.zeros((1, 2), np.int32), live=np.array([[True, False]]),
-                   image=np.zeros((1, height, width, 3), np.uint8))
+    given = inputs(
+        1,
+        2,
+        np.random.default_rng(0),
+        query=np.ones((1, 2), bool),
+        query_age=np.zeros((1, 2), np.int32),
+        live=np.array([[True, False]]),
+        image=np.zeros((1, height, width, 3), np.uint8),
+    )
     out = engine.step(given)
     np.testing.assert_array_equal(out['xy'], given['query_xy'] * given['live'][..., None])
     if not torch.cuda.is_available():
@@ -213,6 +292,7 @@ def test_a_recorded_torch_step_is_the_step():
     from cotracker_ros.engines.torch_engine import TorchEngine, constants_made_once, describe
     from cotracker_ros.model import build_model
     from cotracker_ros.model.step import build_step
+
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96)).eval()
     step = build_step(network, 1)
@@ -220,7 +300,8 @@ def test_a_recorded_torch_step_is_the_step():
     plain, recorded = (TorchEngine(step, meta, 'cpu', 1, 3, 1, r) for r in (False, True))
     cuda = StandInCuda(recorded)
     recorded._torch = types.SimpleNamespace(
-        cuda=cuda, inference_mode=torch.inference_mode, tensor=torch.tensor)
+        cuda=cuda, inference_mode=torch.inference_mode, tensor=torch.tensor
+    )
     for engine in (plain, recorded):
         engine.warm_up()
     rng = np.random.default_rng(2)
@@ -246,10 +327,12 @@ def test_a_recorded_torch_step_is_the_step():
 @pytest.mark.parametrize('variant', ['cuda', 'tensorrt'])
 def test_a_missing_provider(variant, path):
     import onnxruntime
+
     if len(onnxruntime.get_available_providers()) > 2:
         pytest.skip('this onnxruntime has GPU providers')
-    refused('this onnxruntime has no (CUDA|Tensorrt)ExecutionProvider', path,
-            f'onnxruntime:{variant}')
+    refused(
+        'this onnxruntime has no (CUDA|Tensorrt)ExecutionProvider', path, f'onnxruntime:{variant}'
+    )
 
 
 def test_metadata_round_trip(path):

@@ -31,9 +31,18 @@ def difference(xy):
 def plan(tmp_path):
     onnx = stand_in_step.write(tmp_path / 'm.onnx')
     path = onnx.rename(tmp_path / 'm.engine')
-    sidecar.Sidecar(read_metadata(path), 'tensorrt', stand_in_tensorrt.VERSION,
-                    stand_in_tensorrt.GPU, (1, 1, 2), (1, 4, 8), '0' * 64, sidecar.sha256(path),
-                    'f32', difference(0.001)).write(path)
+    sidecar.Sidecar(
+        read_metadata(path),
+        'tensorrt',
+        stand_in_tensorrt.VERSION,
+        stand_in_tensorrt.GPU,
+        (1, 1, 2),
+        (1, 4, 8),
+        '0' * 64,
+        sidecar.sha256(path),
+        'f32',
+        difference(0.001),
+    ).write(path)
     return path
 
 
@@ -77,10 +86,14 @@ def test_stale_engines_are_refused(vendor, plan):
         load(changed(plan, gpu='Orin'), slots=8)
 
 
-@pytest.mark.parametrize('found, message', [
-    (None, 'never compared with ONNX Runtime'), (difference(math.nan), 'xy nan'),
-    (difference(0.06), r'largest difference: xy 6\.00e-02 \(allowed 5\.00e-02\)'),
-])
+@pytest.mark.parametrize(
+    'found, message',
+    [
+        (None, 'never compared with ONNX Runtime'),
+        (difference(math.nan), 'xy nan'),
+        (difference(0.06), r'largest difference: xy 6\.00e-02 \(allowed 5\.00e-02\)'),
+    ],
+)
 def test_engines_that_were_not_right_are_refused(vendor, plan, found, message):
     with pytest.raises(EngineError, match=message):
         load(changed(plan, difference=found), slots=8)

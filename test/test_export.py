@@ -18,9 +18,13 @@ from export import benchmark, export_onnx, graph, precision, verify  # noqa: E40
 
 
 def model(nodes, inputs, outputs, constants=(), opset=18):
-    made = h.make_graph(nodes, 'g', [h.make_tensor_value_info(*i) for i in inputs],
-                        [h.make_tensor_value_info(*o) for o in outputs],
-                        [onnx.numpy_helper.from_array(v, k) for k, v in dict(constants).items()])
+    made = h.make_graph(
+        nodes,
+        'g',
+        [h.make_tensor_value_info(*i) for i in inputs],
+        [h.make_tensor_value_info(*o) for o in outputs],
+        [onnx.numpy_helper.from_array(v, k) for k, v in dict(constants).items()],
+    )
     return h.make_model(made, opset_imports=[h.make_opsetid('', opset)], ir_version=10)
 
 
@@ -31,22 +35,44 @@ def run(made, **inputs):
 
 def sampling(rank=4, opset=18):
     n = [2] * (rank - 2)
-    return model([h.make_node('GridSample', ['x', 'grid'], ['y'], name='gs')],
-                 [('x', T.FLOAT, [1, 1, *n]), ('grid', T.FLOAT, [1, *n, rank - 2])],
-                 [('y', T.FLOAT, [1, 1, *n])], opset=opset)
+    return model(
+        [h.make_node('GridSample', ['x', 'grid'], ['y'], name='gs')],
+        [('x', T.FLOAT, [1, 1, *n]), ('grid', T.FLOAT, [1, *n, rank - 2])],
+        [('y', T.FLOAT, [1, 1, *n])],
+        opset=opset,
+    )
 
 
-@pytest.mark.parametrize('made, message', [
-    (sampling(opset=20), 'gs: GridSample of opset 20, not 16 to 19'),
-    (sampling(rank=5, opset=20), 'gs: GridSample of rank 5'),
-    (model([h.make_node('ScatterND', ['x', 'i', 'u'], ['y'], name='s', reduction='add')],
-           [('x', T.FLOAT, [4]), ('u', T.FLOAT, [1])], [('y', T.FLOAT, [4])],
-           {'i': np.array([[1]])}), 's: ScatterND with reduction add'),
-    (model([h.make_node('Neg', ['x'], ['y'])], [('x', T.DOUBLE, [1])], [('y', T.DOUBLE, [1])]),
-     'float64: '),
-    (model([h.make_node('Transpose', ['x'], ['y'], name='t', perm=[1, 0])],
-           [('x', T.UINT8, [1, 2])], [('y', T.UINT8, [2, 1])]), 't: Transpose of uint8'),
-])
+@pytest.mark.parametrize(
+    'made, message',
+    [
+        (sampling(opset=20), 'gs: GridSample of opset 20, not 16 to 19'),
+        (sampling(rank=5, opset=20), 'gs: GridSample of rank 5'),
+        (
+            model(
+                [h.make_node('ScatterND', ['x', 'i', 'u'], ['y'], name='s', reduction='add')],
+                [('x', T.FLOAT, [4]), ('u', T.FLOAT, [1])],
+                [('y', T.FLOAT, [4])],
+                {'i': np.array([[1]])},
+            ),
+            's: ScatterND with reduction add',
+        ),
+        (
+            model(
+                [h.make_node('Neg', ['x'], ['y'])], [('x', T.DOUBLE, [1])], [('y', T.DOUBLE, [1])]
+            ),
+            'float64: ',
+        ),
+        (
+            model(
+                [h.make_node('Transpose', ['x'], ['y'], name='t', perm=[1, 0])],
+                [('x', T.UINT8, [1, 2])],
+                [('y', T.UINT8, [2, 1])],
+            ),
+            't: Transpose of uint8',
+        ),
+    ],
+)
 def test_lint_refuses(made, message):
     with pytest.raises(graph.ExportError, match=message):
         graph.lint(made)
@@ -54,16 +80,24 @@ def test_lint_refuses(made, message):
 
 def test_lint_passes_and_remarks():
     assert graph.lint(sampling()) == []
-    made = model([h.make_node('Einsum', ['x', 'x'], ['y'], equation='ij,kj->ik')],
-                 [('x', T.FLOAT, [2, 2])], [('y', T.FLOAT, [2, 2])])
+    made = model(
+        [h.make_node('Einsum', ['x', 'x'], ['y'], equation='ij,kj->ik')],
+        [('x', T.FLOAT, [2, 2])],
+        [('y', T.FLOAT, [2, 2])],
+    )
     assert graph.lint(made) == ['1 Einsum']
 
 
 def test_an_image_is_cast_before_it_is_transposed():
-    made = model([h.make_node('Transpose', ['image'], ['t'], perm=[0, 2, 1]),
-                  h.make_node('Cast', ['t'], ['c'], to=T.FLOAT),
-                  h.make_node('Add', ['c', 'c'], ['y'])],
-                 [('image', T.UINT8, [1, 2, 3])], [('y', T.FLOAT, [1, 3, 2])])
+    made = model(
+        [
+            h.make_node('Transpose', ['image'], ['t'], perm=[0, 2, 1]),
+            h.make_node('Cast', ['t'], ['c'], to=T.FLOAT),
+            h.make_node('Add', ['c', 'c'], ['y']),
+        ],
+        [('image', T.UINT8, [1, 2, 3])],
+        [('y', T.FLOAT, [1, 3, 2])],
+    )
     image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
     want = run(made, image=image)
     graph.cast_first(made)
@@ -101,17 +135,27 @@ def test_lean_keeps_the_numbers_and_lets_gelu_be_fused(approximate, tmp_path):
 
 @pytest.mark.parametrize('form, relu', [('mixed', T.FLOAT), ('fp16', T.FLOAT16)])
 def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
-    made = model([h.make_node('MatMul', ['x', 'w'], ['a']), h.make_node('Relu', ['a'], ['b']),
-                  h.make_node('Add', ['xy', 'b'], ['c']), h.make_node('Mul', ['c', 'k'], ['d']),
-                  h.make_node('Softmax', ['b'], ['e']), h.make_node('Add', ['d', 'e'], ['y'])],
-                 [('x', T.FLOAT, [2, 4]), ('xy', T.FLOAT, [2, 2])], [('y', T.FLOAT, [2, 2])],
-                 {'w': np.eye(4, 2, dtype=np.float32), 'k': np.array(3, np.float32)})
+    made = model(
+        [
+            h.make_node('MatMul', ['x', 'w'], ['a']),
+            h.make_node('Relu', ['a'], ['b']),
+            h.make_node('Add', ['xy', 'b'], ['c']),
+            h.make_node('Mul', ['c', 'k'], ['d']),
+            h.make_node('Softmax', ['b'], ['e']),
+            h.make_node('Add', ['d', 'e'], ['y']),
+        ],
+        [('x', T.FLOAT, [2, 4]), ('xy', T.FLOAT, [2, 2])],
+        [('y', T.FLOAT, [2, 2])],
+        {'w': np.eye(4, 2, dtype=np.float32), 'k': np.array(3, np.float32)},
+    )
     inputs = {'x': np.full((2, 4), 0.1, np.float32), 'xy': np.full((2, 2), 511.3, np.float32)}
     want = run(made, **inputs)
     half = precision.convert(made, form)
     onnx.checker.check_model(half, full_check=True)
-    kinds = {v.name: v.type.tensor_type.elem_type
-             for v in onnx.shape_inference.infer_shapes(half).graph.value_info}
+    kinds = {
+        v.name: v.type.tensor_type.elem_type
+        for v in onnx.shape_inference.infer_shapes(half).graph.value_info
+    }
     assert kinds['a_half'] == T.FLOAT16 and kinds['c'] == kinds['d'] == kinds['e'] == T.FLOAT
     assert kinds['b_half' if relu == T.FLOAT16 else 'b'] == relu
     np.testing.assert_allclose(run(half, **inputs), want, rtol=1e-5)
@@ -121,8 +165,22 @@ def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
 def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp('export') / 'small.onnx'
     torch.manual_seed(0)
-    status = export_onnx.main(['--model', 'realtime', '--output', str(path), '--iterations', '1',
-                               '--resolution', '64x96', '--points', '6', '--provenance', 'a test'])
+    status = export_onnx.main(
+        [
+            '--model',
+            'realtime',
+            '--output',
+            str(path),
+            '--iterations',
+            '1',
+            '--resolution',
+            '64x96',
+            '--points',
+            '6',
+            '--provenance',
+            'a test',
+        ]
+    )
     assert status == 0
     return path
 
@@ -134,8 +192,10 @@ def test_an_exported_file(exported):
     assert len(meta.weights_sha256) == 64 and meta.provenance == 'a test'
     made = onnx.load(exported)
     assert [o.version for o in made.opset_import] == [18] and made.ir_version == 8
-    dims = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
-            for i in made.graph.input}
+    dims = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in made.graph.input
+    }
     assert dims['image'] == ['cameras', 64, 96, 3] and dims['query_xy'] == ['cameras', 'points', 2]
     text = json.dumps([str(p) for p in made.metadata_props]) + made.graph.doc_string
     assert '/' not in text.replace('cotracker_ros/', '')  # no path of the exporting machine
@@ -150,6 +210,7 @@ def test_engines_agree_with_torch(exported, name, cameras, slots):
     from cotracker_ros.engines.torch_engine import TorchEngine, describe
     from cotracker_ros.model import build_model
     from cotracker_ros.model.step import build_step
+
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96))
     step = build_step(network.eval(), 1)
@@ -165,18 +226,36 @@ def test_engines_agree_with_torch(exported, name, cameras, slots):
 def test_past_the_tolerance_nothing_is_written(exported, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(export_onnx, 'export', lambda *what: shutil.copy(exported, what[2]))
     monkeypatch.setitem(compare.TOLERANCE['f32'], 'xy', -1)
-    assert export_onnx.main(['--model', 'realtime', '--output', str(tmp_path / 'm.onnx'),
-                             '--iterations', '1', '--resolution', '64x96', '--points', '2']) == 1
+    assert (
+        export_onnx.main(
+            [
+                '--model',
+                'realtime',
+                '--output',
+                str(tmp_path / 'm.onnx'),
+                '--iterations',
+                '1',
+                '--resolution',
+                '64x96',
+                '--points',
+                '2',
+            ]
+        )
+        == 1
+    )
     assert 'm.onnx is past the tolerance; largest difference: xy' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--model', 'cotracker1'], 'cotracker1 cannot be streamed'),
-    (['--model', 'cotracker3_offline'], 'export the cotracker3_online checkpoint'),
-    (['--model', 'cotracker9'], "unknown model 'cotracker9'"),
-    (['--checkpoint', 'gone.pth'], 'gone.pth'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--model', 'cotracker1'], 'cotracker1 cannot be streamed'),
+        (['--model', 'cotracker3_offline'], 'export the cotracker3_online checkpoint'),
+        (['--model', 'cotracker9'], "unknown model 'cotracker9'"),
+        (['--checkpoint', 'gone.pth'], 'gone.pth'),
+    ],
+)
 def test_what_cannot_be_exported(arguments, message, tmp_path, capsys):
     assert export_onnx.main([*arguments, '--output', str(tmp_path / 'm.onnx')]) == 1
     assert message in capsys.readouterr().err
@@ -197,6 +276,7 @@ def checkpoint(tmp_path):
     from safetensors.torch import save_file
 
     from cotracker_ros.model import build_model
+
     torch.manual_seed(0)  # the weights of `exported`
     path = tmp_path / 'small.safetensors'
     save_file(build_model('realtime', (64, 96)).state_dict(), path)
@@ -213,6 +293,7 @@ def test_verify_compares_every_engine_here(exported, checkpoint, capsys):
 
 def test_verify_wants_the_weights_of_the_file(exported, checkpoint, capsys):
     from safetensors.torch import load_file, save_file
+
     weights = load_file(checkpoint)
     save_file({k: v + 1 for k, v in weights.items()}, checkpoint)
     assert verify.main([str(exported), '--checkpoint', str(checkpoint)]) == 1
@@ -220,9 +301,25 @@ def test_verify_wants_the_weights_of_the_file(exported, checkpoint, capsys):
 
 
 def bench_row(**values):
-    row = {'model': 'm', 'engine': 'e', 'points': 4, 'p50': 10.0, 'p95': 11.0, 'p99': 12.0,
-           'least': 9.0, 'cpu': 18.0, 'steps': 50, 'memory': 60.0, 'threads': 2, 'gflop': 1.0,
-           'precision': 'f32', 'device': 'cpu', 'reference': 200.0, 'peak': 90.0, 'load': 1.0}
+    row = {
+        'model': 'm',
+        'engine': 'e',
+        'points': 4,
+        'p50': 10.0,
+        'p95': 11.0,
+        'p99': 12.0,
+        'least': 9.0,
+        'cpu': 18.0,
+        'steps': 50,
+        'memory': 60.0,
+        'threads': 2,
+        'gflop': 1.0,
+        'precision': 'f32',
+        'device': 'cpu',
+        'reference': 200.0,
+        'peak': 90.0,
+        'load': 1.0,
+    }
     return row | values
 
 
@@ -254,8 +351,9 @@ def test_quantiles_want_steps_and_gpu_rows_a_table_of_their_own(tmp_path):
     assert '| m | g |' in gpu and '| m | g |' not in cpu and 'No GPU' not in gpu
 
 
-@pytest.mark.parametrize('cost, exponent', [(lambda n: 5 + 0.1 * n, 0.906),
-                                            (lambda n: 0.01 * n**1.5, 1.5)])
+@pytest.mark.parametrize(
+    'cost, exponent', [(lambda n: 5 + 0.1 * n, 0.906), (lambda n: 0.01 * n**1.5, 1.5)]
+)
 def test_growth_with_points(cost, exponent):
     rows = [bench_row(points=n, p50=cost(n)) for n in benchmark.POINTS]
     (found,) = benchmark.growth(rows)
@@ -268,8 +366,12 @@ def test_growth_with_points(cost, exponent):
 
 def test_the_benchmark_of_nothing_is_refused(tmp_path, capsys):
     (tmp_path / 'text.onnx').write_text('no model')
-    for files, message in (([], 'nothing was measured'), (['gone.onnx'], 'no such model file'),
-                           (['gone.pth'], 'no such model file'), (['text.onnx'], 'not an ONNX')):
+    for files, message in (
+        ([], 'nothing was measured'),
+        (['gone.onnx'], 'no such model file'),
+        (['gone.pth'], 'no such model file'),
+        (['text.onnx'], 'not an ONNX'),
+    ):
         options = ['--output', str(tmp_path / 'b.md')]
         assert benchmark.main([*(str(tmp_path / f) for f in files), *options]) == 1
         assert message in capsys.readouterr().err

@@ -51,10 +51,14 @@ def test_build_only_does_not_compare(model, capsys):
     assert trt.Builder.config.flags == {trt.BuilderFlag.VERSION_COMPATIBLE}
 
 
-@pytest.mark.parametrize('fault, message', [
-    ('nan', 'values of xy that are not finite'), ('constant', 'past the tolerance; largest diff'),
-    ('slightly wrong', 'past the tolerance; largest difference: xy'),
-])
+@pytest.mark.parametrize(
+    'fault, message',
+    [
+        ('nan', 'values of xy that are not finite'),
+        ('constant', 'past the tolerance; largest diff'),
+        ('slightly wrong', 'past the tolerance; largest difference: xy'),
+    ],
+)
 @pytest.mark.parametrize('earlier', [False, True])
 def test_a_wrong_engine_is_not_kept(model, monkeypatch, capsys, fault, message, earlier):
     if earlier:  # a good one of an earlier build stays, and goes on to load
@@ -91,14 +95,18 @@ def test_the_timing_cache_is_kept(model, tmp_path):
         assert cache.read_bytes() == content
 
 
-@pytest.mark.parametrize('owner, name, value, message', [
-    (trt.OnnxParser, 'errors', ('node 4: no', 'node 7: no'), 'node 4: no\nnode 7: no'),
-    (trt.Builder, 'sampling', trt.InterpolationMode.NEAREST, 'not as linear'),
-    (trt.Builder, 'profile_index', -1, 'are refused'),
-    (trt.Builder, 'gives_plan', False, 'could not build it'),
-])
-def test_failures_are_told_and_leave_no_engine(model, monkeypatch, capsys, owner, name, value,
-                                               message):
+@pytest.mark.parametrize(
+    'owner, name, value, message',
+    [
+        (trt.OnnxParser, 'errors', ('node 4: no', 'node 7: no'), 'node 4: no\nnode 7: no'),
+        (trt.Builder, 'sampling', trt.InterpolationMode.NEAREST, 'not as linear'),
+        (trt.Builder, 'profile_index', -1, 'are refused'),
+        (trt.Builder, 'gives_plan', False, 'could not build it'),
+    ],
+)
+def test_failures_are_told_and_leave_no_engine(
+    model, monkeypatch, capsys, owner, name, value, message
+):
     monkeypatch.setattr(owner, name, value)
     status, output = build(model)
     assert status == 1 and message in capsys.readouterr().err

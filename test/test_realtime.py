@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.model import load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
@@ -44,8 +45,8 @@ def clips():
     return ProceduralVideo(SceneConfig(size=SIZE, frames=10), seed=1, bank=6).clips(2, 5)
 
 
-def inputs(slots, queries=(), live=(), cameras=1):
-    """Step inputs after the image; queries maps slot to (x, y, age)."""
+def inputs(image, slots, queries=(), live=(), cameras=1):
+    """Step inputs; queries maps slot to (x, y, age)."""
     xy = torch.zeros(cameras, slots, 2)
     query = torch.zeros(cameras, slots, dtype=torch.bool)
     age = torch.zeros(cameras, slots, dtype=torch.int32)
@@ -53,7 +54,7 @@ def inputs(slots, queries=(), live=(), cameras=1):
         xy[:, slot], query[:, slot], age[:, slot] = torch.tensor([x, y]), True, a
     used = torch.zeros_like(query)
     used[:, list(live)] = True
-    return xy, query, age, used
+    return dict(zip(spec.REQUIRED, (image, xy, query, age, used), strict=True))
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def run(step, frames, slots, plan, live):
     state, rows, begun = step.initial_state(1, slots), [], set()
     for t, frame in enumerate(frames):
         begun |= set(plan.get(t, ()))
-        out, state = step(frame[None], *inputs(slots, plan.get(t, ()), begun & set(live)), state)
+        out, state = step(inputs(frame[None], slots, plan.get(t, ()), begun & set(live)), state)
         rows.append(torch.cat([out['xy'][0], out['visibility'][0, :, None]], -1))
     return torch.stack(rows)
 
@@ -167,7 +168,7 @@ def test_cameras_are_independent(model, clips):
         state, rows = step.initial_state(2, 3), []
         for t in range(4):
             queries = {0: (30, 40, 0), 2: (70, 20, 0)} if t == 0 else {}
-            out, state = step(clips.video[:, t], *inputs(3, queries, (0, 2), cameras=2), state)
+            out, state = step(inputs(clips.video[:, t], 3, queries, (0, 2), cameras=2), state)
             rows.append(out['xy'])
     plan = {0: {0: (30, 40, 0), 2: (70, 20, 0)}}
     for camera in range(2):

@@ -11,6 +11,7 @@ from golden_rule import randomise, video  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model import embeddings as emb  # noqa: E402
 from cotracker_ros.model.step import build_step  # noqa: E402
@@ -20,7 +21,7 @@ SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16}
 STREAMED = ('cotracker2', 'cotracker3_online')
 FRAMES = torch.from_numpy(video(52, *SIZE))
 CLOSE = {'rtol': 0, 'atol': 1e-6}
-INPUTS = ('image', 'query_xy', 'query', 'query_age', 'live')
+INPUTS = spec.REQUIRED
 
 
 def small_step(name, iterations=2, dtype=torch.float64, **changes):
@@ -38,14 +39,14 @@ def inputs(t, slots, new=None, live=(), frames=FRAMES):
         query_xy[0, slot] = torch.tensor([x, y])
         query[0, slot], age[0, slot] = True, a
     used = torch.tensor([[slot in live for slot in range(slots)]])
-    return frames[t][None], query_xy, query, age, used
+    return dict(zip(INPUTS, (frames[t][None], query_xy, query, age, used), strict=True))
 
 
 def run(step, script, slots, frames=FRAMES):
     """Outputs of a stream; the script gives new points and live slots for each frame."""
     state, outputs = step.initial_state(1, slots), []
     for t, (new, live) in enumerate(script):
-        out, state = step(*inputs(t, slots, new, live, frames), state)
+        out, state = step(inputs(t, slots, new, live, frames), state)
         outputs.append(out)
     return outputs
 
@@ -238,7 +239,7 @@ def test_cameras_do_not_meet(name):
     state = step.initial_state(2, 4)
     for t in range(len(SCRIPT)):
         each = [inputs(t, 4, *script[t], f) for script, f in zip(scripts, frames, strict=True)]
-        out, state = step(*(torch.cat(pair) for pair in zip(*each, strict=True)), state)
+        out, state = step({k: torch.cat([e[k] for e in each]) for k in INPUTS}, state)
         for camera in range(2):
             for field in out:
                 expected = alone[camera][t][field][0]
@@ -252,7 +253,7 @@ def test_the_state_is_constant_in_size_and_finite_when_empty(name):
     shapes = {key: (value.shape, value.dtype) for key, value in state.items()}
     assert not any(value.any() for value in state.values())
     for t in range(12):
-        out, state = step(*inputs(t, 3), state)
+        out, state = step(inputs(t, 3), state)
     assert {key: (value.shape, value.dtype) for key, value in state.items()} == shapes
     assert all(value.isfinite().all() for value in state.values())
     assert not any(value.any() for value in out.values())
@@ -276,7 +277,8 @@ class Flat(nn.Module):
 
     def forward(self, image, query_xy, query, query_age, live, *state):
         state = dict(zip(self.names, state, strict=True))
-        out, state = self.step.advance(image, query_xy, query, query_age, live, state)
+        given = dict(zip(INPUTS, (image, query_xy, query, query_age, live), strict=True))
+        out, state = self.step.advance(given, state)
         return (*out.values(), *(state[name] for name in self.names))
 
 
@@ -288,7 +290,7 @@ def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
     step = small_step(name, 1, torch.float32, depth=1)
     flat = Flat(step).eval()
     cameras, points = torch.export.Dim('cameras'), torch.export.Dim('points')
-    example = [torch.cat([v, v]) for v in inputs(0, 3, {0: (1, 2, 0)}, {0})]
+    example = [torch.cat([v, v]) for v in inputs(0, 3, {0: (1, 2, 0)}, {0}).values()]
     state = step.initial_state(2, 3)
     dims = [{0: cameras}] + [{0: cameras, 1: points}] * 4
     whole = {'frame': {}, 'features': {1: cameras}}
@@ -311,8 +313,8 @@ def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
     worst, ring = 0.0, theirs['features']
     for t, (new, live) in enumerate(script):
         given = inputs(t, slots, new, live)
-        out, state = step(*given, state)
-        feed = {key: value.numpy() for key, value in zip(INPUTS, given, strict=True)}
+        out, state = step(given, state)
+        feed = {key: value.numpy() for key, value in given.items()}
         feed['query_xy'] = np.nan_to_num(feed['query_xy'])
         got = session.run(None, {**feed, **theirs})
         theirs = dict(zip(flat.names, got[3:], strict=True))

@@ -444,3 +444,39 @@ def test_visible_is_what_each_model_means_by_it():
     visibility, confidence = np.array([0.55, 0.45, 0.9]), np.array([0.1, 0.9, 0.8])
     assert is_visible('realtime', visibility, confidence).tolist() == [True, False, True]
     assert is_visible('cotracker3_online', visibility, confidence).tolist() == [False, False, True]
+
+
+def test_keypoints_reach_a_model_that_knows_them(tmp_path):
+    tracker = StreamingTracker(stand_in_step.write(tmp_path / 'k.onnx', keypoints=True), 4)
+    tracker.add_points([[10, 10], [20, 10]], keypoints=np.array([3, -1]))
+    tracker.track(np.zeros((32, 48, 3), np.uint8), 0.0)
+    tracks = tracker.track(np.zeros((32, 48, 3), np.uint8), 0.1)
+    np.testing.assert_allclose(tracks.xy, [[11, 14], [21, 10]], atol=1e-5)
+    tracker.remove_points(tracks.ids)
+    tracker.add_points([[10, 10], [20, 10]])  # in the same slots
+    tracker.track(np.zeros((32, 48, 3), np.uint8), 0.2)
+    tracks = tracker.track(np.zeros((32, 48, 3), np.uint8), 0.3)
+    np.testing.assert_allclose(tracks.xy, [[11, 10], [21, 10]], atol=1e-5)
+    for wrong in ([1, 2], [-2], [0.5]):
+        with pytest.raises(ValueError, match='keypoints must be 1 whole numbers'):
+            tracker.add_points([[5, 5]], keypoints=np.array(wrong))
+
+
+def test_a_model_of_two_scales_gets_a_larger_picture_and_tracks_in_its_own_pixels(tmp_path):
+    """The camera image is reduced to the picture, not to the model's image."""
+    frame = np.zeros((128, 192, 3), np.uint8)
+    frame[::2] = 255  # at 64 x 96 grey; a nearest reduction would be black or white
+    shown = []
+    for scale in (1, 2):
+        path = stand_in_step.write(tmp_path / f'{scale}.onnx', image_scale=scale)
+        tracker = StreamingTracker(path, 1)
+        inner = tracker.engine.step
+        tracker.engine.step = lambda given, inner=inner: (shown.append(given['image']),
+                                                          inner(given))[1]
+        tracker.add_points([[41.5, 81.5]])
+        tracker.track(frame, 0.0)
+        tracks = tracker.track(frame, 0.1)
+        # One model pixel is four camera pixels, whatever the picture's scale.
+        np.testing.assert_allclose(tracks.xy, [[45.5, 81.5]], atol=1e-4)
+        assert tracker.image_size == (32, 48)
+    assert [image.shape for image in shown[1::2]] == [(1, 32, 48, 3), (1, 64, 96, 3)]

@@ -5,21 +5,42 @@ from pathlib import Path
 from cotracker_ros.engines.base import Engine, default_threads
 from cotracker_ros.engines.metadata import EngineError, Metadata, read_metadata
 
-__all__ = ['ENGINES', 'Engine', 'EngineError', 'Metadata', 'default_threads', 'load',
-           'read_metadata']
+__all__ = [
+    'ENGINES',
+    'Engine',
+    'EngineError',
+    'Metadata',
+    'default_threads',
+    'load',
+    'read_metadata',
+]
 
 # What the parameter `engine` may say beside 'auto'; the first is the default of its runtime.
-ENGINES = ('onnxruntime', 'onnxruntime:cuda', 'onnxruntime:tensorrt', 'openvino', 'openvino:bf16',
-           'tensorrt', 'torch', 'torch:cuda', 'torch:cuda-graph')
+ENGINES = (
+    'onnxruntime',
+    'onnxruntime:cuda',
+    'onnxruntime:tensorrt',
+    'openvino',
+    'openvino:bf16',
+    'tensorrt',
+    'torch',
+    'torch:cuda',
+    'torch:cuda-graph',
+)
 MAX_SLOTS = 16384  # more is a mistake of the caller: attention alone would take minutes a frame
 
 _WEIGHTS = Path(__file__).parent.parent / 'weights'
-_SUFFIXES = {'onnxruntime': ('.onnx',), 'openvino': ('.onnx',), 'tensorrt': ('.engine', '.plan'),
-             'torch': ('.safetensors', '.pth')}
+_SUFFIXES = {
+    'onnxruntime': ('.onnx',),
+    'openvino': ('.onnx',),
+    'tensorrt': ('.engine', '.plan'),
+    'torch': ('.safetensors', '.pth'),
+}
 
 
-def load(path: str | Path, engine: str = 'auto', cameras: int = 1, slots: int = 64,
-         threads: int = 0) -> Engine:
+def load(
+    path: str | Path, engine: str = 'auto', cameras: int = 1, slots: int = 64, threads: int = 0
+) -> Engine:
     """Load a model file into a runtime.
 
     `path` is a file, or the name of a shipped model such as 'realtime'. `engine` is one of
@@ -40,27 +61,34 @@ def load(path: str | Path, engine: str = 'auto', cameras: int = 1, slots: int = 
         engine = next(e for e, suffixes in _SUFFIXES.items() if path.suffix in suffixes)
     runtime, _, variant = engine.partition(':')
     if path.suffix not in _SUFFIXES[runtime]:
-        raise EngineError(f'{path}: the engine {runtime} runs {" or ".join(_SUFFIXES[runtime])} '
-                          'files')
+        raise EngineError(
+            f'{path}: the engine {runtime} runs {" or ".join(_SUFFIXES[runtime])} files'
+        )
     loaded = _construct(runtime, variant, path, cameras, slots, threads)
     loaded.warm_up()
     return loaded
 
 
-def _construct(runtime: str, variant: str, path: Path, cameras: int, slots: int,
-               threads: int) -> Engine:
+def _construct(
+    runtime: str, variant: str, path: Path, cameras: int, slots: int, threads: int
+) -> Engine:
     """One import for each runtime, so that none is needed for another."""
     if runtime == 'onnxruntime':
         from cotracker_ros.engines.onnxruntime_engine import OnnxRuntimeEngine
-        return OnnxRuntimeEngine(path, read_metadata(path), variant or 'cpu', cameras, slots,
-                                 threads)
+
+        return OnnxRuntimeEngine(
+            path, read_metadata(path), variant or 'cpu', cameras, slots, threads
+        )
     if runtime == 'openvino':
         from cotracker_ros.engines.openvino_engine import OpenVinoEngine
+
         return OpenVinoEngine(path, read_metadata(path), variant or 'f32', cameras, slots, threads)
     if runtime == 'tensorrt':
         from cotracker_ros.engines.tensorrt_engine import load_engine
+
         return load_engine(path, cameras, slots)
     from cotracker_ros.engines.torch_engine import load_checkpoint_engine
+
     return load_checkpoint_engine(path, variant or 'cpu', cameras, slots, threads)
 
 
@@ -79,5 +107,7 @@ def find_model(name: str | Path, engine: str = 'auto') -> Path:
         if (_WEIGHTS / f'{path.name}{suffix}').is_file():
             return _WEIGHTS / f'{path.name}{suffix}'
     shipped = sorted(p.stem for s in _SUFFIXES[runtime] for p in _WEIGHTS.glob(f'*{s}'))
-    raise EngineError(f'no model {str(name)!r}: neither a file nor a shipped model for {runtime} '
-                      f'({", ".join(shipped) or "none"})')
+    raise EngineError(
+        f'no model {str(name)!r}: neither a file nor a shipped model for {runtime} '
+        f'({", ".join(shipped) or "none"})'
+    )

@@ -3,16 +3,15 @@
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cotracker_ros.engines import spec
 from cotracker_ros.engines.metadata import EngineError, Metadata
 
-OUTPUTS = ('xy', 'visibility', 'confidence')
 ROUNDING = 1e-3  # of a probability, in half precision
-STATE, NEXT = 'state.', 'next.'  # names of the state's tensors on the way in and out of a graph
-DYNAMIC = {'cameras': 0, 'points': 1}  # named dimensions, and where load's sizes stand for them
 
 
 def default_threads() -> int:
@@ -38,44 +37,59 @@ class Engine(ABC):
         self.cameras = cameras
         self.slots = slots
         self.threads = threads
-        height, width = metadata.image_size
-        self._inputs = {
-            'image': ((cameras, height, width, 3), np.dtype(np.uint8)),
-            'query_xy': ((cameras, slots, 2), np.dtype(np.float32)),
-            'query': ((cameras, slots), np.dtype(bool)),
-            'query_age': ((cameras, slots), np.dtype(np.int32)),
-            'live': ((cameras, slots), np.dtype(bool)),
-        }
+        self._carried: tuple[str, ...] = spec.REQUIRED  # inputs that the model takes
 
-    def step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run one frame (the inputs of design section 2) and keep the state for the next.
+    def shape_of(self, tensor: spec.Tensor) -> tuple[int, ...]:
+        """Shape of an input or output in this engine."""
+        return tensor.shape(self.cameras, self.slots, self.metadata.picture_size)
 
-        Returns `xy` (cameras, slots, 2) in model pixels, `visibility` and `confidence`
+    def step(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one frame (the inputs of spec.INPUTS) and keep the state for the next.
+
+        Inputs that have a default need not be given, and are ignored where the model does not
+        take them. Returns `xy` (cameras, slots, 2) in model pixels, `visibility` and `confidence`
         (cameras, slots) in [0, 1], float32, 0 for slots that are not live; the arrays are the
         caller's. Raises ValueError for wrong inputs and EngineError where the runtime fails.
         """
-        for name, (shape, dtype) in self._inputs.items():
-            value = inputs[name]
-            if value.shape != shape or value.dtype != dtype:
-                raise ValueError(f'{name} must be {dtype} of shape {shape}, '
-                                 f'not {value.dtype} of shape {value.shape}')
-        return self._step({name: np.ascontiguousarray(inputs[name]) for name in self._inputs})
+        unknown = set(inputs) - set(spec.INPUT)
+        if unknown:
+            raise ValueError(f'no step takes {", ".join(sorted(unknown))}')
+        given = {}
+        for name, tensor in spec.INPUT.items():
+            shape, value = self.shape_of(tensor), inputs.get(name)
+            if value is None and tensor.otherwise is None:
+                raise ValueError(f'the input {name} is missing')
+            if value is None:
+                value = np.full(shape, tensor.otherwise, tensor.dtype)
+            if value.shape != shape or value.dtype != tensor.dtype:
+                raise ValueError(
+                    f'{name} must be {tensor.dtype} of shape {shape}, '
+                    f'not {value.dtype} of shape {value.shape}'
+                )
+            if name in self._carried:
+                given[name] = np.ascontiguousarray(value)
+        return self._step(given)
 
     def warm_up(self) -> None:
         """Run one blank step, so that the first frame is as fast as the others, then reset.
 
         Raises EngineError for a model that already gives what cannot be.
         """
-        blank = {name: np.zeros(*what) for name, what in self._inputs.items()}
+        blank = {
+            name: np.full(self.shape_of(tensor), tensor.otherwise or 0, tensor.dtype)
+            for name, tensor in spec.INPUT.items()
+        }
         blank['query'][:] = blank['live'][:] = True
         outputs = self.step(blank)
         self.reset()
-        for name in OUTPUTS:
+        for name in spec.OUTPUT_NAMES:
             low, high = (-math.inf, math.inf) if name == 'xy' else (-ROUNDING, 1 + ROUNDING)
             if not ((outputs[name] > low) & (outputs[name] < high)).all():
-                raise EngineError(f'{self}: it gives values of {name} that are not '
-                                  f'{"finite" if name == "xy" else "from 0 to 1"}; '
-                                  'this model or engine is broken')
+                raise EngineError(
+                    f'{self}: it gives values of {name} that are not '
+                    f'{"finite" if name == "xy" else "from 0 to 1"}; '
+                    'this model or engine is broken'
+                )
 
     @abstractmethod
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -90,46 +104,68 @@ class Engine(ABC):
 
     def __str__(self) -> str:
         threads = f', {self.threads} threads' if self.threads else ''
-        return (f'{self.metadata.model} on {self.name}, {self.device}, {self.precision}{threads}, '
-                f'{self.cameras} x {self.slots} points')
+        return (
+            f'{self.metadata.model} on {self.name}, {self.device}, {self.precision}{threads}, '
+            f'{self.cameras} x {self.slots} points'
+        )
 
 
-def ring_length(path, name: str, state: Sequence, following: Sequence) -> int:
-    """Rows of the ring that a state tensor is, 0 where it is none, from its dimensions in and out.
+class StateBuffer(NamedTuple):
+    """Where a state tensor is read and written in one turn, by the runtime's own kind of buffer.
 
-    A step gives one row where it takes several: the engine writes the row of step t, counted from
-    the reset, straight into place t modulo their number, and nothing else of the ring is copied.
-    The graph counts along; it reads no row of a frame that is about to be overwritten.
+    Of a ring, both are one buffer, of which the step writes the row `row`; else `row` is None.
     """
-    if len(state) != len(following):
-        raise EngineError(f'{path}: state.{name} and next.{name} have not the same rank')
-    if not state or state[0] == following[0]:
-        return 0
-    if following[0] != 1 or not isinstance(state[0], int):
-        raise EngineError(f'{path}: next.{name} gives {following[0]} rows of {state[0]}')
-    return state[0]
+
+    name: str
+    state: Any
+    following: Any
+    row: int | None
+
+
+class GraphEngine(Engine):
+    """An engine of a graph that takes `state.<name>` and gives `next.<name>`.
+
+    Keeps two sets of state buffers, read and written in turn, and of rings one. What a runtime
+    binds can be prepared for each of `turns`; then all comes round again.
+    """
+
+    def _hold_state(self, found: spec.Interface, allocate: Callable[[str], Any]) -> None:
+        """Make the buffers: `allocate` gives a new one, zeroed, for a state tensor by name."""
+        self._carried = tuple(t.name for t in found.inputs)
+        self._rings = found.rings
+        first = {name: allocate(name) for name in found.rings}
+        second = {n: first[n] if ring else allocate(n) for n, ring in found.rings.items()}
+        self._buffers = (first, second)
+        self.turns = turns(found.rings.values())
+        self._turn = 0
+
+    def _state(self, turn: int) -> Iterator[StateBuffer]:
+        """All state tensors in a turn."""
+        state, following = self._buffers[turn % 2], self._buffers[1 - turn % 2]
+        for name, ring in self._rings.items():
+            row = turn % ring if ring else None
+            yield StateBuffer(name, state[name], following[name], row)
+
+    def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self._run(self._turn, inputs)
+        self._turn = (self._turn + 1) % self.turns
+        return outputs
+
+    def reset(self) -> None:
+        """Forget all frames and points: what the first turn reads becomes zeros."""
+        self._turn = 0
+        for name, buffer in self._buffers[0].items():
+            self._clear(name, buffer)
+
+    @abstractmethod
+    def _run(self, turn: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph on these inputs and the state of this turn."""
+
+    @abstractmethod
+    def _clear(self, name: str, buffer: Any) -> None:
+        """Fill a state buffer with zeros."""
 
 
 def turns(lengths: Iterable[int]) -> int:
-    """Steps after which two buffers in turn, and rings of these lengths, come round together."""
+    """Least common multiple of the two buffers in turn and of rings of these lengths."""
     return math.lcm(2, *(length for length in lengths if length))
-
-
-def resolve_shape(name: str, dims: list, cameras: int, slots: int) -> tuple[int, ...]:
-    """Shape of a graph input whose named dimensions are filled in."""
-    try:
-        return tuple(d if isinstance(d, int) else (cameras, slots)[DYNAMIC[d]] for d in dims)
-    except KeyError:
-        raise EngineError(f'the input {name} has a dimension of {dims} that is none of '
-                          f'{", ".join(DYNAMIC)}') from None
-
-
-def check_interface(path, inputs: Collection[str], outputs: Collection[str]) -> list[str]:
-    """Names of the state tensors of a graph with these inputs and outputs, without prefix."""
-    state = [name.removeprefix(STATE) for name in inputs if name.startswith(STATE)]
-    wanted = {'image', 'query_xy', 'query', 'query_age', 'live', *(STATE + n for n in state)}
-    given = {*OUTPUTS, *(NEXT + n for n in state)}
-    if set(inputs) != wanted or set(outputs) != given or not state:
-        raise EngineError(f'{path}: its inputs {sorted(inputs)} and outputs {sorted(outputs)} are '
-                          'not those of a tracker step')
-    return state

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cotracker_ros.engines.base import OUTPUTS, Engine
+from cotracker_ros.engines.base import Engine
 from cotracker_ros.engines.metadata import EngineError
 from cotracker_ros.engines.scripted_stream import scripted_stream
+from cotracker_ros.engines.spec import OUTPUT_NAMES
 
 FRAMES = 30
 
@@ -51,13 +52,13 @@ class Difference:
 def record(engine: Engine, frames: int = FRAMES) -> list[dict[str, np.ndarray]]:
     """Outputs of an engine over the rendered stream, and which points are `live`, by frame."""
     meta = engine.metadata
-    stream = scripted_stream(frames, meta.image_size, meta.window, engine.cameras, engine.slots)
+    stream = scripted_stream(frames, meta, engine.cameras, engine.slots)
     return [engine.step(inputs) | {'live': inputs['live']} for inputs in stream]
 
 
 def require_finite(outputs: dict[str, np.ndarray], whose: str) -> None:
     """Raise EngineError unless all outputs of a step are finite, in unused slots as well."""
-    for name in OUTPUTS:
+    for name in OUTPUT_NAMES:
         bad = ~np.isfinite(outputs[name])
         if bad.any():
             raise EngineError(
@@ -72,7 +73,7 @@ def difference(
 
     Raises EngineError where either holds a value that is not finite, or no point was live.
     """
-    apart: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
+    apart: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUT_NAMES}
     for t, (mine, other) in enumerate(zip(got, want, strict=True)):
         require_finite(mine, f'{whose}, in frame {t},')
         require_finite(other, f'the reference of {whose}, in frame {t},')
@@ -103,7 +104,7 @@ def require(found: Difference, precision: str, runtime: str, whose: str) -> None
     limits, (measure, values) = allowed(precision, runtime), found.judged(precision)
     past = [
         f'{name} {values[name]:.2e} (allowed {limits[name]:.2e})'
-        for name in OUTPUTS
+        for name in OUTPUT_NAMES
         if not values[name] <= limits[name]
     ]
     if past:
@@ -117,6 +118,6 @@ def table(found: Difference, precision: str, runtime: str) -> str:
     limits, (measure, _) = allowed(precision, runtime), found.judged(precision)
     rows = [
         f'{name:12}{found.largest[name]:12.2e}{found.mean[name]:12.2e}{limits[name]:12.2e}'
-        for name in OUTPUTS
+        for name in OUTPUT_NAMES
     ]
     return '\n'.join([f'{"":12}{"largest":>12}{"mean":>12}{"allowed":>12} ({measure})', *rows])

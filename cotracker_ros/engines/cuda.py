@@ -12,15 +12,18 @@ def runtime():
     """The module of cuda-python that binds the CUDA runtime."""
     try:
         from cuda.bindings import runtime as module  # 12.6 and later
+
         return module
     except ImportError:
         pass
     try:
         from cuda import cudart as module
+
         return module
     except ImportError:
-        raise EngineError('the engine tensorrt needs cuda-python: '
-                          'pip install cuda-python') from None
+        raise EngineError(
+            'the engine tensorrt needs cuda-python: pip install cuda-python'
+        ) from None
 
 
 class Cuda:
@@ -82,8 +85,11 @@ class Cuda:
 
     def record(self, work):
         """Record what `work` puts on the stream as a graph that `launch` repeats."""
-        self('cudaStreamBeginCapture', self.stream,
-             self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self(
+            'cudaStreamBeginCapture',
+            self.stream,
+            self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
         try:
             work()
         finally:

@@ -7,13 +7,13 @@ file that is missing, truncated, foreign or newer than this package.
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
 # The newest layout of inputs, outputs and metadata that this package can run. 2: state may lie in
-# rings, see base.ring_length.
-FORMAT = 2
+# rings, see spec.ring_length. 3: an input `keypoint` may be taken; metadata with a default below.
+FORMAT = 3
 KEY = 'cotracker_ros'
 
 # Field numbers of onnx.ModelProto (onnx/onnx.proto).
@@ -40,11 +40,17 @@ class Metadata:
     licence: str  # of the weights
     weights_sha256: str
     provenance: str  # where the weights come from, one sentence
+    image_scale: int = 1  # the picture that a step takes is so many times as high and wide
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the model's image in pixels."""
+        """Height and width, in pixels, of the image that all coordinates are of."""
         return self.height, self.width
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the picture that a step takes, in its own pixels."""
+        return self.image_scale * self.height, self.image_scale * self.width
 
 
 def read_metadata(path: str | Path) -> Metadata:
@@ -64,8 +70,10 @@ def read_metadata(path: str | Path) -> Metadata:
         except ValueError:
             raise EngineError(f'{path}: not an ONNX file') from None
     if KEY not in found:
-        raise EngineError(f'{path}: not a cotracker_ros model (it has no metadata "{KEY}"); '
-                          'export one with export/export_onnx.py')
+        raise EngineError(
+            f'{path}: not a cotracker_ros model (it has no metadata "{KEY}"); '
+            'export one with export/export_onnx.py'
+        )
     return parse_metadata(found[KEY], path)
 
 
@@ -77,12 +85,22 @@ def parse_metadata(text: str, path: str | Path) -> Metadata:
     except (ValueError, TypeError, KeyError):
         raise EngineError(f'{path}: its "{KEY}" metadata cannot be read: {text[:80]!r}') from None
     if form > FORMAT:
-        raise EngineError(f'{path}: its format {form} is newer than this package, which reads '
-                          f'up to {FORMAT}; update cotracker_ros')
+        raise EngineError(
+            f'{path}: its format {form} is newer than this package, which reads '
+            f'up to {FORMAT}; update cotracker_ros'
+        )
     kinds = get_type_hints(Metadata)
+    if form < 3:
+        values = {
+            **{f.name: f.default for f in fields(Metadata) if f.default is not MISSING},
+            **values,
+        }
     missing = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
     if missing:
         raise EngineError(f'{path}: its metadata lacks a valid {", ".join(missing)}')
+    small = [n for n in ('height', 'width', 'window', 'image_scale') if values[n] < 1]
+    if small:
+        raise EngineError(f'{path}: its metadata has a {", ".join(small)} below 1')
     return Metadata(**{name: values[name] for name in kinds})
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from cotracker_ros.engines.metadata import Metadata
+
 
 def rendered_frames(count: int, size: tuple[int, int], seed: int = 0) -> Iterator[np.ndarray]:
     """`count` frames (H, W, 3) uint8 of a textured scene that turns, a patch moving over it."""
@@ -24,15 +26,19 @@ def rendered_frames(count: int, size: tuple[int, int], seed: int = 0) -> Iterato
 
 
 def scripted_stream(
-    count: int, size: tuple[int, int], window: int, cameras: int, slots: int, seed: int = 0
+    count: int, metadata: Metadata, cameras: int, slots: int, seed: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`count` inputs of a step. Slots start over the first half, some from an older frame; a third
-    are removed at two thirds of the way and half of these started again; some are always live.
+    """`count` inputs of the step of such a model.
+
+    Slots start over the first half, some from an older frame; a third are removed at two thirds of
+    the way and half of these started again; some are always live. Every other slot is a keypoint.
     """
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(seed), metadata.image_size
     begin = np.sort(rng.integers(0, max(count // 2, 1), (cameras, slots)), 1)
     begin[:, 0] = 0
-    late = rng.integers(0, window, (cameras, slots)) * (rng.random((cameras, slots)) < 0.3)
+    late = rng.integers(0, metadata.window, (cameras, slots)) * (
+        rng.random((cameras, slots)) < 0.3
+    )
     late = np.minimum(late, begin)
     removed = rng.random((cameras, slots)) < 1 / 3
     removed[:, 0] = False
@@ -40,7 +46,9 @@ def scripted_stream(
     gone, back = 2 * count // 3, 2 * count // 3 + 3
     margin = 0.08 * min(size)
     xy = rng.uniform((margin, margin), (size[1] - margin, size[0] - margin), (cameras, slots, 2))
-    streams = [rendered_frames(count, size, seed + k) for k in range(cameras)]
+    streams = [rendered_frames(count, metadata.picture_size, seed + k) for k in range(cameras)]
+    number = np.arange(slots) % 17
+    keypoint = np.tile(np.where(number % 2, number, -1).astype(np.int32), (cameras, 1))
     for t in range(count):
         restart = again & (t == back)
         yield {
@@ -49,6 +57,7 @@ def scripted_stream(
             'query': (begin == t) | restart,
             'query_age': np.where(begin == t, late, 0).astype(np.int32),
             'live': (t >= begin) & ~(removed & (t >= gone) & ~(again & (t >= back))),
+            'keypoint': keypoint,
         }
 
 
@@ -58,4 +67,4 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     for cell, weight in ((4, 1.0), (12, 1.5), (40, 2.0)):
         small = rng.standard_normal((size[0] // cell + 2, size[1] // cell + 2, 3), np.float32)
         total += weight * cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC)
-    return np.uint8(np.clip(127 + 35 * total, 0, 255))
+    return np.clip(127 + 35 * total, 0, 255).astype(np.uint8)

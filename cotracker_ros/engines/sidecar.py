@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cotracker_ros.engines import compare
-from cotracker_ros.engines.base import OUTPUTS
 from cotracker_ros.engines.metadata import EngineError, Metadata, parse_metadata
+from cotracker_ros.engines.spec import OUTPUT_NAMES
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def _difference(values: dict | None) -> compare.Difference | None:
     """A Difference from JSON, with a number for each output."""
     if values is None:
         return None
-    kinds = (values['largest'], values['mean'])
-    return compare.Difference(*({name: float(kind[name]) for name in OUTPUTS} for kind in kinds))
+    largest, mean = (
+        {n: float(values[kind][n]) for n in OUTPUT_NAMES} for kind in ('largest', 'mean')
+    )
+    return compare.Difference(largest, mean)
 
 
 def check_compared(engine: Path, found: Sidecar) -> None:

@@ -24,6 +24,7 @@ from cotracker_ros.engines import (
     load,
     read_metadata,
     sidecar,
+    spec,
     tensorrt_engine,
 )
 
@@ -118,8 +119,7 @@ def _configure(library, builder, network, config, options: Options) -> None:
 
 def _sized(shape, options: Options, k: int) -> tuple[int, ...]:
     """A shape whose dynamic dimensions (cameras before points) take their least, best or most."""
-    sizes = iter((options.cameras[k], options.points[k]))
-    return tuple(next(sizes) if d == -1 else int(d) for d in shape)
+    return spec.resolve('', shape, options.cameras[k], options.points[k])
 
 
 def _timing_cache(config, path: Path | None):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cotracker_ros.engines import base
+from cotracker_ros.engines import base, spec
 from cotracker_ros.engines.metadata import FORMAT, EngineError, Metadata
 
 
@@ -19,9 +19,18 @@ class TorchEngine(base.Engine):
 
     name = 'torch'
 
-    def __init__(self, step, metadata: Metadata, device: str, cameras: int, slots: int,
-                 threads: int, recorded: bool = False) -> None:
+    def __init__(
+        self,
+        step,
+        metadata: Metadata,
+        device: str,
+        cameras: int,
+        slots: int,
+        threads: int,
+        recorded: bool = False,
+    ) -> None:
         import torch
+
         super().__init__(metadata, cameras, slots, threads or base.default_threads())
         if device == 'cuda' and not torch.cuda.is_available():
             raise EngineError('torch sees no CUDA device here; use engine torch')
@@ -30,8 +39,13 @@ class TorchEngine(base.Engine):
         self.precision = 'f32'
         self._torch = torch
         self._step_module = step.eval().to(device)
-        self._given = {n: torch.tensor(np.zeros(*what), device=device)
-                       for n, what in self._inputs.items()}
+        self._carried = step.takes
+        self._given = {
+            n: torch.tensor(
+                np.zeros(self.shape_of(spec.INPUT[n]), spec.INPUT[n].dtype), device=device
+            )
+            for n in step.takes
+        }
         state = step.initial_state(cameras, slots)
         self._state = {n: v.to(device) for n, v in state.items()}
         self._recorded = recorded
@@ -39,7 +53,7 @@ class TorchEngine(base.Engine):
 
     def _work(self) -> dict:
         """One step on the tensors that stay: state is written in place, of rings one row."""
-        outputs, following = self._step_module.advance(*self._given.values(), self._state)
+        outputs, following = self._step_module.advance(self._given, self._state)
         for name in self._step_module.rings:
             row = following.pop(name)
             self._state[name].index_copy_(0, self._state['frame'], row)
@@ -60,7 +74,7 @@ class TorchEngine(base.Engine):
                     outputs = self._work()
             except RuntimeError as error:
                 raise EngineError(f'torch failed in a step: {error}') from error
-            return {n: outputs[n].float().cpu().numpy() for n in base.OUTPUTS}
+            return {n: outputs[n].float().cpu().numpy() for n in spec.OUTPUT_NAMES}
 
     def warm_up(self) -> None:
         """Run once, which lets the libraries allocate, then record the step where that is asked
@@ -81,8 +95,10 @@ class TorchEngine(base.Engine):
                 with cuda.graph(graph):
                     self._shown = self._work()
         except RuntimeError as error:
-            raise EngineError(f'torch could not record this step as a CUDA graph ({error}); '
-                              'use engine torch:cuda') from error
+            raise EngineError(
+                f'torch could not record this step as a CUDA graph ({error}); '
+                'use engine torch:cuda'
+            ) from error
         self._graph = graph
         self.reset()
 
@@ -124,8 +140,9 @@ def constants_made_once():
     return Constants()
 
 
-def load_checkpoint_engine(path: Path, device: str, cameras: int, slots: int,
-                           threads: int) -> TorchEngine:
+def load_checkpoint_engine(
+    path: Path, device: str, cameras: int, slots: int, threads: int
+) -> TorchEngine:
     """The step of a checkpoint with the iterations it was made for (published ones: 1)."""
     try:
         import torch  # noqa: F401
@@ -133,8 +150,9 @@ def load_checkpoint_engine(path: Path, device: str, cameras: int, slots: int,
         from cotracker_ros.model import load_checkpoint
         from cotracker_ros.model.step import build_step
     except ImportError:
-        raise EngineError('the engine torch is not installed: '
-                          'pip install cotracker_ros[train]') from None
+        raise EngineError(
+            'the engine torch is not installed: pip install cotracker_ros[train]'
+        ) from None
     try:
         model = load_checkpoint(path)
         step = build_step(model, getattr(model.config, 'iterations', 1))
@@ -142,8 +160,9 @@ def load_checkpoint_engine(path: Path, device: str, cameras: int, slots: int,
         raise EngineError(f'{path}: {error}') from error
     metadata = Metadata(**describe(model, step))
     recorded = device == 'cuda-graph'
-    return TorchEngine(step, metadata, 'cuda' if recorded else device, cameras, slots, threads,
-                       recorded)
+    return TorchEngine(
+        step, metadata, 'cuda' if recorded else device, cameras, slots, threads, recorded
+    )
 
 
 def describe(model, step, precision: str = 'fp32', provenance: str = '') -> dict:
@@ -154,10 +173,18 @@ def describe(model, step, precision: str = 'fp32', provenance: str = '') -> dict
     except packages.PackageNotFoundError:  # run from a source tree
         version = '0'
     return {
-        'format': FORMAT, 'model': name, 'version': version, 'height': step.image_size[0],
-        'width': step.image_size[1], 'window': step.window, 'iterations': step.iterations,
-        'precision': precision, 'licence': 'Apache-2.0' if name == 'realtime' else 'CC-BY-NC-4.0',
-        'weights_sha256': weights_sha256(model), 'provenance': provenance,
+        'format': FORMAT,
+        'model': name,
+        'version': version,
+        'height': step.image_size[0],
+        'width': step.image_size[1],
+        'image_scale': step.image_scale,
+        'window': step.window,
+        'iterations': step.iterations,
+        'precision': precision,
+        'licence': 'Apache-2.0' if name == 'realtime' else 'CC-BY-NC-4.0',
+        'weights_sha256': weights_sha256(model),
+        'provenance': provenance,
     }
 
 

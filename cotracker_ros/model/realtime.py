@@ -14,6 +14,7 @@ width. Coordinates are model pixels, (0, 0) the centre of the top-left pixel, x 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -497,7 +498,11 @@ class RealtimeTracker(nn.Module):
         for t, frame in enumerate(video):
             image = frame.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)[None]
             begun, now = (queries[None, :, 0] <= t), (queries[None, :, 0] == t)
-            out, state = step(image, queries[None, :, 1:].float(), now, age, begun, state)
+            inputs = {
+                'image': image, 'query_xy': queries[None, :, 1:].float(), 'query': now,
+                'query_age': age, 'live': begun,
+            }  # fmt: skip
+            out, state = step(inputs, state)
             xy = torch.where(begun[..., None], out['xy'], queries[None, :, 1:].to(out['xy'].dtype))
             rows.append((xy[0], out['visibility'][0], out['confidence'][0]))
         return Tracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
@@ -541,15 +546,11 @@ class RealtimeStep(Step):
         return state
 
     def advance(
-        self,
-        image: Tensor,
-        query_xy: Tensor,
-        query: Tensor,
-        query_age: Tensor,
-        live: Tensor,
-        state: dict[str, Tensor],
+        self, inputs: Mapping[str, Tensor], state: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See Step."""
+        image, query_xy = inputs['image'], inputs['query_xy']
+        query, query_age, live = inputs['query'], inputs['query_age'], inputs['live']
         c, model = self.model.config, self.model
         features = model.encoder(image.permute(0, 3, 1, 2).float())
         # A row of channels for each cell, all levels in one list: a point is read as a few rows.

@@ -13,14 +13,18 @@ query's position, correlation and initial logits. A new point thus needs no empt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from cotracker_ros.engines import spec
 from cotracker_ros.model.cotracker import CoTracker, Estimate, where_points
 from cotracker_ros.model.embeddings import time_table
 from cotracker_ros.model.sampling import Read, reader
 
 State = dict[str, Tensor]
+Inputs = Mapping[str, Tensor]
 
 
 class Step(nn.Module):
@@ -31,48 +35,38 @@ class Step(nn.Module):
     took a tenth of a step and more. `advance` therefore gives of a ring only the new row (1, B,
     ...), and whoever keeps the state puts it in place; `forward` does so in a copy.
 
-    `image_size` is (H, W) in pixels, `window` S the number of frames that a point is judged on;
-    the largest `query_age` is S - 1.
+    `image_size` is (H, W) in pixels, in which all coordinates are; the frames given are
+    `image_scale` times as high and wide. `window` S is the number of frames that a point is judged
+    on; the largest `query_age` is S - 1. `takes` names the inputs that the step reads, of those in
+    engines.spec.
     """
 
     image_size: tuple[int, int]
+    image_scale: int = 1
     window: int
     iterations: int
+    takes: tuple[str, ...] = spec.REQUIRED
     rings: tuple[str, ...] = ()  # state tensors with a row for each of the last S frames
 
     def initial_state(self, cameras: int, slots: int) -> State:
         """Make the state of an empty stream: zeros, sizes independent of time."""
         raise NotImplementedError
 
-    def advance(
-        self,
-        image: Tensor,
-        query_xy: Tensor,
-        query: Tensor,
-        query_age: Tensor,
-        live: Tensor,
-        state: State,
-    ) -> tuple[dict[str, Tensor], State]:
+    def advance(self, inputs: Inputs, state: State) -> tuple[dict[str, Tensor], State]:
         """Track the live slots into a new frame.
 
-        `image` (B, H, W, 3) uint8 RGB; for each slot `query_xy` (B, M, 2) in pixels, `query`
-        (B, M) bool to (re)start it now, `query_age` (B, M) int32 frames since its query was seen,
-        `live` (B, M) bool. Gives xy (B, M, 2) in pixels, visibility and confidence (B, M), all 0
-        in slots that are not live, and the next state, of rings the new row.
+        Of `inputs` those that it `takes` are read: `image` (B, kH, kW, 3) uint8 RGB with k the
+        `image_scale`; for each slot `query_xy` (B, M, 2) in pixels, `query` (B, M) bool to
+        (re)start it now, `query_age` (B, M) int32 frames since its query was seen, `live` (B, M)
+        bool, and perhaps `keypoint` (B, M) int32, the number of a body's keypoint or -1. Gives xy
+        (B, M, 2) in pixels, visibility and confidence (B, M), all 0 in slots that are not live,
+        and the next state, of rings the new row.
         """
         raise NotImplementedError
 
-    def forward(
-        self,
-        image: Tensor,
-        query_xy: Tensor,
-        query: Tensor,
-        query_age: Tensor,
-        live: Tensor,
-        state: State,
-    ) -> tuple[dict[str, Tensor], State]:
+    def forward(self, inputs: Inputs, state: State) -> tuple[dict[str, Tensor], State]:
         """Do as `advance`, but give the next state whole."""
-        outputs, following = self.advance(image, query_xy, query, query_age, live, state)
+        outputs, following = self.advance(inputs, state)
         for name in self.rings:
             following[name] = state[name].index_copy(0, state['frame'], following[name])
         return outputs, following
@@ -133,23 +127,16 @@ class WindowedStep(Step):
             'correlation': zeros(cameras, slots, past, update.correlation.size),
         }
 
-    def advance(
-        self,
-        image: Tensor,
-        query_xy: Tensor,
-        query: Tensor,
-        query_age: Tensor,
-        live: Tensor,
-        state: State,
-    ) -> tuple[dict[str, Tensor], State]:
+    def advance(self, inputs: Inputs, state: State) -> tuple[dict[str, Tensor], State]:
         """See Step."""
         model, update = self.model, self.model.update
-        fresh = model.encode_together(image.permute(0, 3, 1, 2))
+        query, live = inputs['query'], inputs['live']
+        fresh = model.encode_together(inputs['image'].permute(0, 3, 1, 2))
         cameras = torch.arange(fresh.shape[0], device=fresh.device, dtype=torch.int32)[:, None]
 
         # What is read only where a slot is queried may hold anything elsewhere, also NaN.
-        age = torch.where(query, query_age, 0)
-        query_xy = where_points(query, query_xy / model.config.stride, 0)
+        age = torch.where(query, inputs['query_age'], 0)
+        query_xy = where_points(query, inputs['query_xy'] / model.config.stride, 0)
         read = self._reader_at(age, cameras, fresh, state)
         patches = model.patches(read, query_xy)
         template = where_points(query, update.template(patches), state['template'])

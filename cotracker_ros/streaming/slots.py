@@ -4,7 +4,10 @@ import math
 
 import numpy as np
 
+from cotracker_ros.engines import spec
+
 LAST_ID = 2**32 - 1
+NO_KEYPOINT = spec.INPUT['keypoint'].otherwise or -1
 
 
 class Slots:
@@ -13,7 +16,7 @@ class Slots:
     All arrays are (count,): `ids` uint32 (0: free), `live`, `age` frames since the query frame,
     `stamp` of the query (NaN: the next frame), `since` the stamp of the frame that was newest
     when the slot was taken (NaN: none), and (count, 2) `camera_xy` where the point was put and,
-    once it has started, `model_xy`.
+    once it has started, `model_xy`; `keypoint` int32, its number or NO_KEYPOINT.
     """
 
     def __init__(self, count: int) -> None:
@@ -24,6 +27,7 @@ class Slots:
         self.since = np.zeros(count, np.float64)
         self.camera_xy = np.zeros((count, 2), np.float32)
         self.model_xy = np.zeros((count, 2), np.float32)
+        self.keypoint = np.full(count, NO_KEYPOINT, np.int32)
         self._next_id = 1
 
     @property
@@ -46,7 +50,8 @@ class Slots:
         if self._next_id + count - 1 > LAST_ID:
             raise ValueError('all 4294967295 ids are used up; restart the tracker')
 
-    def take(self, xy: np.ndarray, stamp: float, since: float = math.nan) -> np.ndarray:
+    def take(self, xy: np.ndarray, stamp: float, since: float = math.nan,
+             keypoint: np.ndarray | int = NO_KEYPOINT) -> np.ndarray:
         """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError.
 
         `since`: stamp of the newest frame, NaN where none has come yet.
@@ -58,6 +63,7 @@ class Slots:
         self.camera_xy[slots] = xy
         self.stamp[slots] = stamp
         self.since[slots] = since
+        self.keypoint[slots] = keypoint
         self.live[slots] = False
         return self.ids[slots].copy()
 
@@ -84,4 +90,5 @@ class Slots:
             'query': query[None],
             'query_age': np.where(query, self.age, 0).astype(np.int32)[None],
             'live': self.live[None].copy(),
+            'keypoint': self.keypoint[None].copy(),
         }

@@ -15,7 +15,7 @@ import numpy as np
 from cotracker_ros import engines, geometry
 from cotracker_ros.engines import EngineError
 from cotracker_ros.streaming.image import check_frame, resize
-from cotracker_ros.streaming.slots import Slots
+from cotracker_ros.streaming.slots import NO_KEYPOINT, Slots
 
 VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /tracks
 
@@ -105,7 +105,7 @@ class StreamingTracker:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the model's image, to which frames are resized."""
+        """Height and width of the model's image, in whose pixels it tracks."""
         return self.engine.metadata.image_size
 
     @property
@@ -131,22 +131,27 @@ class StreamingTracker:
             return max(0.0, float(later.max()) - self._frames[-1].stamp)
 
     def add_points(self, xy: np.ndarray, stamp: float | None = None,
-                   replacing: np.ndarray | tuple = ()) -> np.ndarray:
+                   replacing: np.ndarray | tuple = (),
+                   keypoints: np.ndarray | None = None) -> np.ndarray:
         """Track points seen at `xy` (N, 2), pixels of the camera image, in the frame of `stamp`.
 
-        `stamp` None: the next frame. `replacing`: ids to stop tracking for them. Returns their ids
-        (N,) uint32; they appear in the tracks when they start. Raises ValueError, and then changes
-        nothing, if a value is not finite or lies outside the image, if there are not enough free
-        slots, or if `stamp` is older than the frames that the model still remembers. Points added
-        before the first frame are checked when it arrives; one outside is dropped, and `on_drop`
-        is told.
+        `stamp` None: the next frame. `replacing`: ids to stop tracking for them. `keypoints` (N,)
+        int: the numbers of a body's keypoints that the points are, -1 for those that are none, for
+        models that know keypoints. Returns their ids (N,) uint32; they appear in the tracks when
+        they start. Raises ValueError, and then changes nothing, if a value is not finite or lies
+        outside the image, if there are not enough free slots, or if `stamp` is older than the
+        frames that the model still remembers. Points added before the first frame are checked when
+        it arrives; one outside is dropped, and `on_drop` is told.
         """
         xy = _checked_points(xy, stamp)
+        numbers = np.full(len(xy), NO_KEYPOINT) if keypoints is None else np.asarray(keypoints)
+        if numbers.shape != xy.shape[:1] or numbers.dtype.kind not in 'iu' or (numbers < -1).any():
+            raise ValueError(f'keypoints must be {len(xy)} whole numbers, from 0 or -1 for none')
         with self._lock:
             self._check_room(xy, stamp, replacing)
             self._slots.release(np.asarray(replacing).reshape(-1))
             since = self._frames[-1].stamp if self._frames else math.nan
-            return self._slots.take(xy, math.nan if stamp is None else stamp, since)
+            return self._slots.take(xy, math.nan if stamp is None else stamp, since, numbers)
 
     def check_points(self, xy: np.ndarray, stamp: float | None = None,
                      replacing: np.ndarray | tuple = ()) -> None:
@@ -190,7 +195,7 @@ class StreamingTracker:
         if not math.isfinite(stamp):
             raise ValueError(f'the stamp of a frame must be finite, not {stamp}')
         with self._stepping:
-            image = resize(frame, self.image_size)
+            image = resize(frame, self.engine.metadata.picture_size)
             with self._lock:
                 self._admit(_Frame(stamp, frame.shape[:2]))
                 started = self._start_points()
