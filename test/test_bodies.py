@@ -21,7 +21,7 @@ def plain(axes, centre):
     frames, count = axes.shape[:2]
     camera, coat = torch.eye(3).expand(frames, 3, 3), torch.ones(3, 8, 8)
     offset, shade = torch.zeros(count, 2), torch.ones(count)
-    return Body(Parts(axes, centre), camera, coat, offset, shade, torch.zeros(3))
+    return Body(Parts(axes, centre), camera, [coat] * count, offset, shade, torch.zeros(3))
 
 
 def test_a_line_of_sight_meets_the_nearest_surface(dice):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from train.data.synthetic.random_source import Dice
 
-SKIN = 1.3  # units of the body that half of its coat reaches
+COVERED = 1.3  # half axes of the largest part that half of a coat reaches
 
 
 class Parts(NamedTuple):
@@ -47,12 +48,12 @@ class Body:
         self,
         parts: Parts,
         camera: Tensor,
-        coat: Tensor,
+        coat: Sequence[Tensor],
         offset: Tensor,
         shade: Tensor,
         sun: Tensor,
     ):
-        """parts in px; camera (T, 3, 3), px to image px; coat (3, h, w), one for all parts; offset
+        """parts in px; camera (T, 3, 3), px to image px; coat, of each part, (3, h, w); offset
         (K, 2), where on it each lies; shade (K,), its brightness; sun (3,), where light comes
         from, as long as it is strong.
         """
@@ -68,7 +69,7 @@ class Body:
         rest = across - along * self.slope[..., None, :]
         self.outline = rest.transpose(-1, -2) @ rest  # P
         size = parts.axes.norm(dim=-2)
-        self.span = size[0, :, :2] / size[0].amax() / SKIN  # of a part on the coat
+        self.span = size[0, :, :2] / size[0].amax() / COVERED  # of a part on the coat
 
     def during(self, frames: slice | Tensor) -> Body:
         """The same body at some of the times, in any order."""
@@ -125,7 +126,7 @@ class Body:
         around = torch.atan2(u[..., 2], u[..., 1]).abs()
         spot = torch.stack([u[..., 0], around - math.pi / 2], -1) * self.span[k] + self.offset[k]
         rgb = F.grid_sample(
-            self.coat.expand(len(u), -1, -1, -1),
+            self.coat[k].expand(len(u), -1, -1, -1),
             spot,
             padding_mode='reflection',
             align_corners=True,
@@ -223,7 +224,7 @@ def random_body(
     return Body(
         Parts(carried[:, None] @ parts.axes, centre),
         camera,
-        coat,
+        [coat] * count,
         0.6 * (dice.uniform(count, 2) - 0.5),
         torch.exp(0.12 * dice.normal(count)),
         sun * dice.number() * light,

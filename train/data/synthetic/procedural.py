@@ -1,7 +1,7 @@
 """Procedural video with exact tracks: layered textured sprites on smooth random paths.
 
 A scene is a background and K sprites in depth order; some have a body in three dimensions between
-them (bodies.py). A layer is a function of its own coordinates
+them (bodies.py, people.py). A layer is a function of its own coordinates
 u in [-1, 1]^2 (texture and coverage), carried to the image by a homography that changes with time
 and, for some layers, bent by a smooth non-rigid wave. Rendering maps every pixel back to u and
 composites the layers; a track maps one u forward; visibility samples the same coverage at the same
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from train.data.batch import Clips
 from train.data.synthetic.bodies import Body, bounds, pixels, random_body, transform
+from train.data.synthetic.people import COATS, People, random_people
 from train.data.synthetic.random_source import Dice
 from train.data.synthetic.textures import TextureBank
 
@@ -46,6 +47,7 @@ class SceneConfig:
     deform: float = 0.5  # share of sprites that bend
     limbs: float = 0.45  # share of sprites that hang on the one before
     bodies: float = 0.0  # share of clips with a body in three dimensions behind the sprites
+    people: float = 0.0  # share of clips with people behind the sprites, in place of a body
     photometric: float = 1.0  # strength of lighting, blur and noise
     pause: float = 0.15  # share of clips whose camera stands still
     twins: float = 0.0  # share of sprites that look like the one before
@@ -245,10 +247,13 @@ class ProceduralVideo(Dice):
         return Layers(forward, amplitude, frequency, phase, view[:, 0])
 
     def bodies(self, layers: Layers, times: Tensor) -> list[Body | None]:
-        """A body for some of the clips, at times (B, T)."""
+        """A body, or people, for some of the clips, at times (B, T)."""
         c, out = self.config, []
         for camera, moments in zip(layers.camera, times, strict=True):
-            if c.bodies and self.number() < c.bodies:
+            if c.people and self.number() < c.people:
+                coats = self.bank.draw(COATS, COAT)
+                out.append(random_people(self, moments, camera, coats, c.size, c.photometric))
+            elif c.bodies and self.number() < c.bodies:
                 coat = self.bank.draw(1, COAT)[0]
                 out.append(random_body(self, moments, camera, coat, c.size, c.photometric))
             else:
@@ -333,12 +338,10 @@ class ProceduralVideo(Dice):
         video = self.render(layers, bodies, sprites, ground)
         broken, posts = self.broken(*video.shape[:2]), self.posts(*video.shape[:2])
         video = self.hide(video, posts)
-        tracks, visible, query_frame = self.points(
-            layers, bodies, sprites, points, video, broken, posts
-        )
+        found = self.points(layers, bodies, sprites, points, video, broken, posts)
         video = self.replace(self.photometric(video), broken)
         video = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
-        return Clips(self.compress(video), tracks, visible, query_frame)
+        return Clips(self.compress(video), *found)
 
     def render(
         self, layers: Layers, bodies: Sequence[Body | None], sprites: Tensor, ground: Tensor
@@ -377,10 +380,11 @@ class ProceduralVideo(Dice):
         video: Tensor,
         broken: Tensor,
         posts: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tracks of points that are visible in their query frame, sprites, bodies and edges in the
-        video (B, T, 3, H, W) preferred. Nothing is visible in a broken frame (B, T), nor behind
-        posts (B, T, W).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Tracks, visibility, query frames, keypoints and instances (see `Clips`) of points that
+        are visible in their query frame: keypoints of people first, then other points, sprites,
+        bodies and edges in the video (B, T, 3, H, W) preferred. Nothing is visible in a broken
+        frame (B, T), nor behind posts (B, T, W).
         """
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
         device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
@@ -420,6 +424,18 @@ class ProceduralVideo(Dice):
                 path, lost = body.follow(xy[b], query[b])
                 tracks[b] = torch.where(on_body[b, :, None], path, tracks[b])
                 hidden[b] = torch.where(on_body[b], lost, hidden[b])
+        number_of = torch.full((2, batch, count), -1, device=device)
+        people = {b: body for b, body in enumerate(bodies) if isinstance(body, People)}
+        if people:
+            joints = max(len(body.keypoint) for body in people.values())
+            wide = (joints, 0)
+            tracks, hidden = F.pad(tracks, (0, 0, *wide)), F.pad(hidden, wide, value=True)
+            top, query = F.pad(top, wide), F.pad(query, wide)
+            number_of = F.pad(number_of, wide, value=-1)
+            for b, body in people.items():
+                those = slice(len(body.keypoint))
+                tracks[b, :, those], hidden[b, :, those] = body.keypoints()
+                number_of[:, b, those] = torch.stack([body.keypoint, body.instance])
         inside = (
             (tracks >= 0) & (tracks <= torch.tensor([width - 1, height - 1], device=device))
         ).all(-1)
@@ -427,7 +443,18 @@ class ProceduralVideo(Dice):
         above = number[:, None] > top[:, None, None]
         seen = inside & ~hidden & ~(over & above).any(1) & ~broken[..., None]
         seen = seen & ~behind_posts(posts, tracks)
-        return tracks, seen, query
+        if people:
+            # Keypoints are asked for where they are first seen; those never seen give way.
+            extra = torch.arange(joints + count, device=device) < joints
+            first = seen.int().argmax(1)
+            query = torch.where(extra, first, query)
+            order = torch.where(extra & seen.any(1), 0, torch.where(extra, 2, 1))
+            keep = order.sort(dim=1, stable=True).indices[:, :count]
+            across = keep[:, None].expand(-1, frames, -1)
+            seen, query = seen.gather(2, across), query.gather(1, keep)
+            tracks = tracks.gather(2, across[..., None].expand(-1, -1, -1, 2))
+            number_of = number_of.gather(2, keep.expand(2, -1, -1))
+        return tracks, seen, query, *number_of
 
     def body_coverage(self, bodies: Sequence[Body | None], xy: Tensor) -> Tensor:
         """How much of pixels xy (B, T, N, 2) their clip's body covers: (B, T, N)."""
