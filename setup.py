@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = 'cotracker_ros'
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # colcon build --symlink-install runs a link to this file
 
 
 def wheels(distribution: str, rclpy: str) -> list:
@@ -60,6 +60,15 @@ EXTRAS['dev'] = [
     'scipy>=1.10',
 ]
 
+PROGRAMS = (
+    ('tracker_node', 'ros.node:main'),
+    ('cotracker-build-trt', 'engines.tensorrt_build:main'),
+    ('cotracker-demo', 'demo.run:main'),
+    ('cotracker-echo', 'ros.echo:main'),
+    ('cotracker-live', 'live.__main__:main'),
+    ('cotracker-track', 'track_video:main'),
+)
+
 setup(
     name=NAME,
     version='0.1.0',
@@ -79,6 +88,8 @@ setup(
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
         (f'share/{NAME}', ['package.xml']),
+        # For `ros2 run` and `ros2 launch`; on the path the same names are console scripts.
+        (f'lib/{NAME}', [f'programs/{name}' for name, _ in PROGRAMS]),
         *(
             (f'share/{NAME}/{folder}', sorted(str(p) for p in Path(folder).glob(pattern)))
             for folder, pattern in (('launch', '*.launch.py'), ('config', '*.*'))
@@ -87,11 +98,6 @@ setup(
     # Lower bounds are what Ubuntu 22.04 carries.
     install_requires=['numpy>=1.21', 'onnxruntime>=1.17', 'opencv-python-headless>=4.5'],
     extras_require=EXTRAS,
-    entry_points={
-        'console_scripts': [
-            f'tracker_node = {NAME}.ros.node:main',
-            f'cotracker-live = {NAME}.live.__main__:main',
-        ]
-    },
+    entry_points={'console_scripts': [f'{name} = {NAME}.{place}' for name, place in PROGRAMS]},
     zip_safe=False,
 )

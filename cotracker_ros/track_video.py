@@ -226,7 +226,7 @@ def _show_progress(done: int, total: int | None, what: str = '') -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, with one message where something is wrong."""
-    parser = argparse.ArgumentParser('track_video', description='Track points through a video.')
+    parser = argparse.ArgumentParser('cotracker-track', description='Track points in a video.')
     parser.add_argument('video', help='a file OpenCV can read, a folder of images or a recording')
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--grid', type=int, default=20, help='points per side [20]')
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError('--grid must be at least 1, --tail and --grid-frame at least 0')
         print((_track_recording if is_recording(args.video) else _track_video)(args))
     except (VideoError, EngineError, ValueError, OSError, ImportError) as error:
-        print(f'track_video: {error}', file=sys.stderr)
+        print(f'cotracker-track: {error}', file=sys.stderr)
         return 1
     return 0
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip('setuptools')
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ['cotracker_ros', 'config', 'launch', 'resource']
+SOURCES = ['cotracker_ros', 'config', 'launch', 'programs', 'resource']
 SOURCES += ['setup.py', 'setup.cfg', 'pyproject.toml', 'package.xml', 'README.md', 'LICENSE']
 
 
@@ -23,7 +23,7 @@ def wheel(tmp_path_factory) -> Path:
     for name in SOURCES:
         if (ROOT / name).is_dir():
             ignore = shutil.ignore_patterns('__pycache__', '*.egg-info')
-            shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+            shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy(ROOT / name, tree / name)
     pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', out, tree)
@@ -68,6 +68,28 @@ print(tracker.track(np.zeros((240, 320, 3), np.uint8), 0.0).xy.tolist())
 from cotracker_ros.ros.share import share_file
 print(share_file('config/fastdds_shm.xml').is_file())
 """
+
+
+def test_programs_are_on_the_path_and_where_ros2_run_looks(wheel, tmp_path):
+    pip('install', '--no-deps', '--ignore-installed', '--prefix', tmp_path, wheel)
+    names = set(os.listdir(ROOT / 'programs'))
+    assert names >= {'tracker_node', 'cotracker-track', 'cotracker-demo', 'cotracker-build-trt'}
+    lib = tmp_path / 'lib/cotracker_ros'
+    assert set(os.listdir(lib)) == set(os.listdir(tmp_path / 'bin')) == names
+    assert all(os.access(lib / name, os.X_OK) for name in names)
+    (site,) = tmp_path.glob('lib/python*/site-packages')
+    environment = {**os.environ, 'PYTHONPATH': str(site)}
+    environment['PATH'] = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    for program in (lib / 'cotracker-track', tmp_path / 'bin/cotracker-build-trt'):
+        command = [str(program), '--help']
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and f'usage: {program.name} ' in done.stdout, done.stderr
+    # A virtual environment's own Python goes before that of the path.
+    python = tmp_path / 'bin/python3'
+    python.write_text('#!/bin/sh\necho own Python\n')
+    python.chmod(0o755)
+    done = subprocess.run([lib / 'tracker_node'], capture_output=True, text=True)
+    assert done.stdout == 'own Python\n'
 
 
 def test_wheel_runs_in_an_empty_folder_without_torch(wheel, tmp_path):

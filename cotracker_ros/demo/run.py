@@ -239,7 +239,7 @@ def known_motion_errors(table: dict[str, np.ndarray], sent: list[int]) -> dict[s
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog='python -m cotracker_ros.demo', description=__doc__)
+    parser = argparse.ArgumentParser(prog='cotracker-demo', description=__doc__)
     parser.add_argument('--video', help='file, folder of images or device; else a rendered clip')
     parser.add_argument('--rate', type=float, help="frames a second, instead of the video's")
     parser.add_argument('--seconds', type=float, help='stop after this time')

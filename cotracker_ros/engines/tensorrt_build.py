@@ -210,7 +210,7 @@ def _told(found: sidecar.Sidecar) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser = argparse.ArgumentParser('cotracker-build-trt', description=__doc__.partition('\n')[0])
     parser.add_argument('model', type=Path, help='an .onnx file of export_onnx.py')
     parser.add_argument('--output', type=Path, required=True, help='the .engine file to write')
     sizes = {'type': int, 'nargs': 3, 'metavar': ('MIN', 'BEST', 'MAX')}
