@@ -38,6 +38,7 @@ EXTRAS = {
     'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
     'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
     'live': ['aiohttp>=3.8'],  # the live view in a browser
+    'video': ['av>=12'],  # overlays in H.264, which browsers play
     'openvino': ['openvino>=2024.4'],
     'gpu': ['onnxruntime-gpu>=1.17'],
     'test': [
@@ -51,7 +52,7 @@ EXTRAS = {
         'wheel',
     ],
 }
-GROUPS = ('train', 'export', 'recordings', 'live', 'openvino', 'test')
+GROUPS = ('train', 'export', 'recordings', 'live', 'video', 'openvino', 'test')
 EXTRAS['dev'] = [
     *dict.fromkeys(package for group in GROUPS for package in EXTRAS[group]),
     'pyright[nodejs]>=1.1.380',

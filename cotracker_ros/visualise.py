@@ -4,7 +4,9 @@ Used by the demo, the overlay topic and the evaluation. Frames are (H, W, 3) uin
 are pixels, x right and y down, with (0, 0) the centre of the top-left pixel.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -153,11 +155,13 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
     return sheet
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write RGB frames, which may come from a generator, as an MPEG-4 video.
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> str:
+    """Write RGB frames, which may come from a generator, as .mp4.
 
-    Raises ValueError for no frames, frames of different sizes or a path that does not end in
-    .mp4, and OSError where OpenCV cannot write the file.
+    Returns the codec: with PyAV (the extra `video`) 'h264' or, where it has no encoder of that,
+    'vp9', which browsers play. Both repeat the last column or row of odd sizes. Else OpenCV writes
+    'mpeg4', MPEG-4 part 2, which they do not play. Raises ValueError for no frames, frames of
+    different sizes or a path that does not end in .mp4, and OSError where it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != '.mp4':
@@ -171,23 +175,103 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
             _check_frame(frame)
             if writer is None:
                 size = frame.shape
-                code = cv2.VideoWriter.fourcc(*'mp4v')  # in every OpenCV wheel, unlike H.264
-                writer = cv2.VideoWriter(str(part), code, fps, (size[1], size[0]))
-                if not writer.isOpened():
-                    raise OSError(f'{path}: OpenCV cannot write this video (mp4v, {fps} fps)')
+                writer = _open_writer(part, size, fps)
             if frame.shape != size:  # cv2 would drop it without a word
                 raise ValueError(f'{path}: frames of different sizes: {size} and {frame.shape}')
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            writer.write(frame)
         if writer is None:
             raise ValueError(f'{path}: no frames to write')
-        writer.release()
+        codec = writer.codec
+        writer.close()
+        writer = None
         if not part.is_file() or not part.stat().st_size:
-            raise OSError(f'{path}: OpenCV wrote nothing')
+            raise OSError(f'{path}: nothing was written')
         part.replace(path)
+        return codec
     finally:
         if writer is not None:
-            writer.release()
+            with contextlib.suppress(OSError):  # the first error tells more
+                writer.close()
         part.unlink(missing_ok=True)
+
+
+_ENCODERS = {  # of FFmpeg, best first: codec, options
+    'libx264': ('h264', {'preset': 'veryfast', 'crf': '20'}),
+    'libopenh264': ('h264', {}),
+    'libvpx-vp9': ('vp9', {'deadline': 'realtime', 'cpu-used': '6', 'crf': '28', 'b': '0'}),
+}
+
+
+def _open_writer(path: Path, size: tuple, fps: float) -> '_AvWriter | _CvWriter':
+    for encoder in _ENCODERS:
+        with contextlib.suppress(ImportError, OSError):  # not installed, or without this encoder
+            return _AvWriter(path, size, fps, encoder)
+    return _CvWriter(path, size, fps)
+
+
+class _AvWriter:
+    """Writes through PyAV."""
+
+    def __init__(self, path: Path, size: tuple, fps: float, encoder: str) -> None:
+        import av
+
+        self._av = av
+        self.codec, options = _ENCODERS[encoder]
+        self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        self._file = None
+        with self._as_os_error(path):
+            # The index before the pictures: a browser begins before it has the whole file.
+            self._file = av.open(str(path), 'w', format='mp4', options={'movflags': 'faststart'})
+            try:
+                rate = Fraction(fps).limit_denominator(10_000)
+                self._stream = self._file.add_stream(encoder, rate=rate, options=options)
+                self._stream.height, self._stream.width = (
+                    size[0] + size[0] % 2,
+                    size[1] + size[1] % 2,
+                )
+                self._stream.pix_fmt = 'yuv420p'
+                self._stream.codec_context.open()
+            except BaseException:
+                self._file.close()
+                raise
+        self._path = path
+
+    @contextlib.contextmanager
+    def _as_os_error(self, path: Path):
+        try:
+            yield
+        except (self._av.FFmpegError, ValueError) as error:  # the latter: no such encoder
+            raise OSError(f'{path}: {error}') from error
+
+    def write(self, frame: np.ndarray) -> None:
+        with self._as_os_error(self._path):
+            picture = np.ascontiguousarray(np.pad(frame, self._pad, mode='edge'))
+            self._file.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(picture, 'rgb24')))
+
+    def close(self) -> None:
+        with self._as_os_error(self._path):
+            try:
+                self._file.mux(self._stream.encode(None))
+            finally:
+                self._file.close()
+
+
+class _CvWriter:
+    """Writes through OpenCV, MPEG-4 part 2: in every wheel of it, unlike H.264."""
+
+    codec = 'mpeg4'
+
+    def __init__(self, path: Path, size: tuple, fps: float) -> None:
+        code = cv2.VideoWriter.fourcc(*'mp4v')
+        self._writer = cv2.VideoWriter(str(path), code, fps, (size[1], size[0]))
+        if not self._writer.isOpened():
+            raise OSError(f'{path}: OpenCV cannot write this video (mp4v, {fps} fps)')
+
+    def write(self, frame: np.ndarray) -> None:
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        self._writer.release()
 
 
 def _check_frame(frame: np.ndarray) -> None:

@@ -1,9 +1,12 @@
 """Pictures of tracks: what is drawn where, and clear errors."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
+from cotracker_ros import visualise
 from cotracker_ros.visualise import (
     contact_sheet,
     draw_errors,
@@ -106,15 +109,48 @@ def test_contact_sheet_places_every_frame():
         contact_sheet([GREY, GREY[:100]])
 
 
-def test_a_video_comes_back(tmp_path):
+@pytest.fixture(params=['libx264', 'libopenh264', 'libvpx-vp9', 'OpenCV'])
+def encoder(request, monkeypatch) -> str:
+    """The only one that there is; returns its codec."""
+    if request.param == 'OpenCV':
+        monkeypatch.setitem(sys.modules, 'av', None)
+        return 'mpeg4'
+    av = pytest.importorskip('av', reason='the extra video')
+    if request.param not in av.codecs_available:
+        pytest.skip(f'this PyAV has no {request.param}')
+    encoders = visualise._ENCODERS
+    monkeypatch.setattr(visualise, '_ENCODERS', {request.param: encoders[request.param]})
+    return encoders[request.param][0]
+
+
+@pytest.mark.parametrize('size', [(120, 160), (121, 161)])
+def test_a_video_comes_back(tmp_path, encoder, size):
     path = tmp_path / 'out.mp4'
-    frames = [np.full((120, 160, 3), (200, 20 * i, 50), np.uint8) for i in range(8)]
-    write_video(path, iter(frames), 20)
+    frames = [np.full((*size, 3), (200, 20 * i, 50), np.uint8) for i in range(8)]
+    assert write_video(path, iter(frames), 29.97) == encoder
     video = cv2.VideoCapture(str(path))
-    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    fourcc = int(video.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little')
+    assert fourcc == {'h264': b'h264', 'vp9': b'VP90', 'mpeg4': b'FMP4'}[encoder]
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(29.97, abs=1e-3)
     back = [video.read()[1][..., ::-1] for _ in range(8)]
     assert not video.read()[0]
-    assert np.abs(np.stack(back).astype(int) - frames).max() < 12
+    wide = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    assert encoder == 'mpeg4' or back[0].shape == (*wide, 3)
+    shown = np.stack(back)[:, : size[0] - 1, : size[1] - 1].astype(int)
+    assert np.abs(shown - np.stack(frames)[:, :-1, :-1]).max() < 12
+    assert [file.name for file in tmp_path.iterdir()] == ['out.mp4']
+    if encoder != 'mpeg4':
+        data = path.read_bytes()
+        assert data.index(b'moov') < data.index(b'mdat')  # plays while it loads
+
+
+def test_a_missing_encoder_falls_back_to_the_next(tmp_path, monkeypatch):
+    pytest.importorskip('av', reason='the extra video')
+    encoders = {'none': ('h264', {}), **visualise._ENCODERS}
+    monkeypatch.setattr(visualise, '_ENCODERS', encoders)
+    assert write_video(tmp_path / 'a.mp4', [GREY], 10) in ('h264', 'vp9')
+    monkeypatch.setattr(visualise, '_ENCODERS', {'none': ('h264', {})})
+    assert write_video(tmp_path / 'b.mp4', [GREY], 10) == 'mpeg4'
 
 
 @pytest.mark.parametrize(
