@@ -1,4 +1,6 @@
-"""Losses of the trackers (CoTracker3, section 3.3; the weights are ours where said)."""
+"""Losses of the trackers (CoTracker3, section 3.3; the weights are ours where said), and those
+that hold the keypoints of a body together (docs/pose.md).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cotracker_ros.model.realtime import sample_cells
+from cotracker_ros.skeleton import KEYPOINTS, LIMBS
 from train.data.batch import Clips
 
 
@@ -36,6 +39,10 @@ class LossConfig:
     confident: float = 12.0  # px; confidence's target is to be within
     visibility: float = 2.0
     confidence: float = 1.0
+    # Of keypoints of bodies, see docs/pose.md; 0 leaves them out.
+    continuity: float = 0.0
+    joint_relation: float = 0.0
+    occlusion_aware: float = 0.0
 
 
 def tracking_loss(
@@ -45,13 +52,16 @@ def tracking_loss(
     counted: Tensor,
     start: Tensor,
     config: LossConfig,
+    keypoint: Tensor | None = None,
+    instance: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Position, visibility and confidence losses, averaged over the counted points of each clip,
-    then over clips; and two measures of the last estimate.
+    then over clips; those that hold bodies together, where their weights are not 0; and two
+    measures of the last estimate.
 
     estimates: per iteration, xy (G, F, N, 2) px and logits (G, F, N), those of confidence None for
     networks without; tracks (G, F, N, 2) px; visible, counted (G, F, N) bool; start (G, F, N, 2)
-    px, where the search began.
+    px, where the search began; keypoint, instance (G, N), as in `Clips`, for losses of bodies.
     """
     weight = torch.where(visible, 1.0, config.occluded) * counted
     weight = weight * ((start - tracks).norm(dim=-1) < config.reach)
@@ -72,12 +82,115 @@ def tracking_loss(
         + config.visibility * losses['visibility']
         + config.confidence * losses['confidence']
     )
+    if keypoint is not None and instance is not None:
+        held = consistency_losses(estimates, tracks, visible, counted, config, keypoint, instance)
+        for name, value in held.items():
+            losses[name] = value
+            losses['total'] = losses['total'] + getattr(config, name) * value
     with torch.no_grad():
         near = (estimates[-1].xy - tracks).norm(dim=-1) < 3
         right = (estimates[-1].visibility > 0) == visible
         losses['within 3 px'] = clip_mean(near, counted & visible)
         losses['visibility right'] = clip_mean(right, counted)
     return losses
+
+
+def consistency_losses(
+    estimates: Sequence[Estimate],
+    tracks: Tensor,
+    visible: Tensor,
+    counted: Tensor,
+    config: LossConfig,
+    keypoint: Tensor,
+    instance: Tensor,
+) -> dict[str, Tensor]:
+    """The losses of bodies that the config gives a weight, summed over iterations; shapes as in
+    `tracking_loss`.
+    """
+    body = keypoint, instance
+    named = counted & (keypoint >= 0)[:, None]
+    terms = {
+        'continuity': lambda e: continuity(e.xy, tracks, named),
+        'joint_relation': lambda e: joint_relation(e.xy, tracks, counted, *body),
+        'occlusion_aware': lambda e: occlusion_aware(e.visibility, visible, counted, *body),
+    }
+    losses = {}
+    for name, term in terms.items():
+        if getattr(config, name):
+            last = len(estimates) - 1
+            weighted = [config.gamma ** (last - k) * term(e) for k, e in enumerate(estimates)]
+            losses[name] = torch.stack(weighted).sum()
+    return losses
+
+
+def continuity(xy: Tensor, tracks: Tensor, counted: Tensor) -> Tensor:
+    """How much more tracks (G, F, N, 2) px bend from frame to frame than the true ones do, px a
+    frame squared, where three frames in a row are counted (G, F, N).
+    """
+    bend, true_bend = (x.diff(n=2, dim=1).norm(dim=-1) for x in (xy, tracks))
+    weight = (counted[:, :-2] & counted[:, 1:-1] & counted[:, 2:]).to(xy.dtype)
+    return clip_mean((bend - true_bend).clamp_min(0), weight)
+
+
+def joint_relation(
+    xy: Tensor, tracks: Tensor, counted: Tensor, keypoint: Tensor, instance: Tensor
+) -> Tensor:
+    """How far limbs are from their true lengths and directions, px, in frames where both ends
+    are counted (G, F, N): the difference in length, and true length x (1 - cosine).
+    """
+    clip, one, other = limb_pairs(keypoint, instance)
+    limb, true = (x[clip, :, one] - x[clip, :, other] for x in (xy, tracks))  # (P, F, 2)
+    length, true_length = limb.norm(dim=-1), true.norm(dim=-1)
+    stretch = F.huber_loss(length, true_length, reduction='none')
+    turn = true_length * (1 - F.cosine_similarity(limb, true, dim=-1))
+    # A limb seen end on has no direction.
+    turn = turn * (true_length > 1)
+    weight = (counted[clip, :, one] & counted[clip, :, other]).to(xy.dtype)
+    total, share = (
+        x.new_zeros(len(xy)).index_add(0, clip, x.sum(1))
+        for x in ((stretch + turn) * weight, weight)
+    )
+    return (total / share.clamp_min(1)).mean()
+
+
+def occlusion_aware(
+    logits: Tensor, visible: Tensor, counted: Tensor, keypoint: Tensor, instance: Tensor
+) -> Tensor:
+    """Cross entropy of the visibility of keypoints, logits (G, F, N), weighted by how hard they
+    are: 1, and how often the keypoint is hidden in this batch, and the share of its limbs whose
+    other end is hidden in the frame. Other points count nothing.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, visible.to(logits.dtype), reduction='none')
+    named = (keypoint >= 0)[:, None] & counted
+    hidden = (~visible & named).to(logits.dtype)
+    number = keypoint.clamp_min(0)
+    often, seen = (
+        logits.new_zeros(len(KEYPOINTS)).index_add(0, number.flatten(), x.sum(1).flatten())
+        for x in (hidden, named.to(logits.dtype))
+    )
+    often = (often / seen.clamp_min(1))[number]  # (G, N)
+    joined = torch.zeros(*keypoint.shape, keypoint.shape[1], device=logits.device)
+    clip, one, other = limb_pairs(keypoint, instance)
+    joined[clip, one, other] = joined[clip, other, one] = 1.0
+    joined = joined.to(logits.dtype)
+    limbs, limbs_hidden = (
+        torch.einsum('gfm,gmn->gfn', x, joined) for x in (named.to(logits.dtype), hidden)
+    )
+    weight = (1 + often[:, None] + limbs_hidden / limbs.clamp_min(1)) * named
+    return clip_mean(loss, weight)
+
+
+def limb_pairs(keypoint: Tensor, instance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Clip, one end and other end (P,) of all limbs whose ends are among the points."""
+    table = torch.zeros(len(KEYPOINTS), len(KEYPOINTS), dtype=torch.bool, device=keypoint.device)
+    table[tuple(torch.tensor(LIMBS, device=keypoint.device).T)] = True
+    named = keypoint >= 0
+    number = keypoint.clamp_min(0)
+    pair = table[number[:, :, None], number[:, None]] & named[:, :, None] & named[:, None]
+    clip, one, other = torch.nonzero(
+        pair & (instance[:, :, None] == instance[:, None]), as_tuple=True
+    )
+    return clip, one, other
 
 
 def clip_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -220,9 +220,9 @@ def realtime_losses(
             model, features, clips, record, frames.to(clips.video.device)
         )
     estimates = refine_all(model, features, record, iterations).estimates
-    losses = tracking_loss(
-        estimates, clips.tracks, clips.visible, record.age > 0, record.motion.xy, loss
-    )
+    counted, start = (record.age > 0) & clips.known, record.motion.xy
+    body = clips.keypoint, clips.instance
+    losses = tracking_loss(estimates, clips.tracks, clips.visible, counted, start, loss, *body)
     losses['matching'] = matching
     losses['total'] = losses['total'] + recipe.matching * matching
     return losses
@@ -277,7 +277,8 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
         back = clips.visible & there & (error > LOST)
         near = error < loss.confident
         columns = evidence, visibility, confidence, clips.visible, near, clues, back
-        samples.append(tuple(column[record.age > 0] for column in columns))
+        told = (record.age > 0) & clips.known
+        samples.append(tuple(column[told] for column in columns))
     evidence, visibility, confidence, seen, near, clues, back = map(
         torch.cat, zip(*samples, strict=True)
     )

@@ -36,7 +36,7 @@ def window_losses(
     for piece in pieces(video, model.config.window, model.config.sliding):
         start, (estimates, stream) = stream.start, model.advance(stream, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
-        counted = clips.query_frame[:, None] < frames[:, None]
+        counted = (clips.query_frame[:, None] < frames[:, None]) & clips.known[:, frames]
         truth = clips.tracks[:, frames]
         told = [
             WindowEstimate(
@@ -46,7 +46,8 @@ def window_losses(
             )
             for e in estimates
         ]
-        windows.append(tracking_loss(told, truth, clips.visible[:, frames], counted, truth, loss))
+        seen, body = clips.visible[:, frames], (clips.keypoint, clips.instance)
+        windows.append(tracking_loss(told, truth, seen, counted, truth, loss, *body))
     return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}
 
 
