@@ -4,6 +4,7 @@ ROS ?= jazzy
 VENV ?= .venv
 BIN := $(VENV)/bin
 VIDEO ?=
+LIVE ?=
 SHELL := /bin/bash
 
 # A sourced ROS distribution brings rclpy and the messages, built against its own numpy, whose major
@@ -31,8 +32,9 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo 'Variables: PYTHON=$(PYTHON)  ROS=$(ROS) (wheels; unused where ROS_DISTRO is set)  VIDEO='
 
-demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in build/demo (VIDEO=file, folder or device)
-	$(BIN)/python -m cotracker_ros.demo --output build/demo $(if $(VIDEO),--video '$(VIDEO)')
+demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in build/demo (VIDEO=file, folder or device; LIVE=1: a page in the browser)
+	$(if $(LIVE),$(INSTALL) 'aiohttp>=3.8')
+	$(BIN)/python -m cotracker_ros.demo --output build/demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(LIVE),--live)
 
 dev: $(VENV)/stamp-dev  ## .venv with the package (editable) and all development tools, torch too
 

@@ -63,6 +63,7 @@ EXTRAS['dev'] = [
 
 PROGRAMS = (
     ('tracker_node', 'ros.node:main'),
+    ('camera_node', 'ros.camera:main'),
     ('cotracker-build-trt', 'engines.tensorrt_build:main'),
     ('cotracker-demo', 'demo.run:main'),
     ('cotracker-echo', 'ros.echo:main'),

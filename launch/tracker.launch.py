@@ -27,6 +27,10 @@ OTHERS = {
     'params_file': (str(share_file('config/tracker.yaml')), 'YAML file of parameters', None),
     'log_level': ('info', 'Least severity logged', ['debug', 'info', 'warn', 'error', 'fatal']),
     'rviz': ('false', 'Open RViz with the tracks and ~/overlay', ['true', 'false']),
+    'camera': ('', 'Device such as /dev/video0: starts a camera too; or a video file', None),
+    'live': ('false', 'Serve a live view for browsers (needs aiohttp)', ['true', 'false']),
+    'live_address': ('127.0.0.1', 'Its address; others than this ask for a token', None),
+    'live_port': ('8080', 'Its port; with several cameras, the first of as many', None),
     'camera_frame': ('camera', 'frame_id of the images, which RViz needs', None),
     'foxglove_layout': ('', 'File to write: a layout for Foxglove with these topics', None),
 }
@@ -150,16 +154,82 @@ def tracker(context) -> list:
             arguments=['--ros-args', '--log-level', arguments['log_level']],
             output='screen',
         ),
+        *([camera(context, arguments, used)] if arguments['camera'] else []),
+        *(live_views(arguments, used) if arguments['live'] == 'true' else []),
         *([rviz(context, arguments, viewed)] if arguments['rviz'] == 'true' else []),
     ]
 
 
+def camera(context, arguments: dict[str, str], used: dict) -> Node:
+    """Return a camera that publishes the device: usb_cam where it is installed, else our own."""
+    if used.get('cameras'):
+        raise RuntimeError(
+            'camera starts one camera, and cameras names others: start these yourself'
+        )
+    source, topic = arguments['camera'], arguments['image_topic']
+    common = {'namespace': arguments['namespace'], 'output': 'screen'}
+    if source.startswith('/dev/') and is_installed(context, 'usb_cam', 'usb_cam_node_exe'):
+        return Node(
+            package='usb_cam',
+            executable='usb_cam_node_exe',
+            name='camera',
+            parameters=[{'video_device': source, 'frame_id': arguments['camera_frame']}],
+            remappings=[
+                ('image_raw', topic),
+                ('image_raw/compressed', f'{topic}/compressed'),
+                ('camera_info', arguments['camera_info_topic']),
+            ],
+            **common,
+        )
+    if used.get('image_transport') == 'compressed':
+        raise RuntimeError('camera with image_transport:=compressed needs the package usb_cam')
+    return Node(
+        package='cotracker_ros',
+        executable='camera_node',
+        name='camera',
+        parameters=[{'source': source, 'frame_id': arguments['camera_frame']}],
+        remappings=[('image', topic)],
+        **common,
+    )
+
+
+def live_views(arguments: dict[str, str], used: dict) -> list[Node]:
+    """Return a live view for each camera, on ports that follow each other."""
+    if not arguments['live_port'].isdecimal():
+        raise RuntimeError(f'live_port must be a number, not {arguments["live_port"]!r}')
+    nodes = []
+    for number, name in enumerate(used.get('cameras') or ['']):
+        options = ['--address', arguments['live_address']]
+        options += ['--port', str(int(arguments['live_port']) + number), '--tracker', NAME]
+        options += ['--camera', name] if name else []
+        options += ['--compressed'] if used.get('image_transport') == 'compressed' else []
+        nodes.append(
+            Node(
+                package='cotracker_ros',
+                executable='cotracker-live',
+                name=f'live_{name}' if name else 'live',
+                namespace=arguments['namespace'],
+                remappings=list(camera_topics(arguments, name).items())[:1],
+                arguments=options,
+                output='screen',
+            )
+        )
+    return nodes
+
+
+def is_installed(context, package: str, executable: str) -> bool:
+    """Whether a program of a package is there."""
+    try:
+        ExecutableInPackage(package=package, executable=executable).perform(context)
+    except Exception:  # of three kinds, from launch_ros and ament_index
+        return False
+    return True
+
+
 def rviz(context, arguments: dict[str, str], topics: dict[str, str]) -> Node:
     """Return RViz; raises RuntimeError where it is not installed."""
-    try:
-        ExecutableInPackage(package='rviz2', executable='rviz2').perform(context)
-    except Exception as error:  # of three kinds, from launch_ros and ament_index
-        raise RuntimeError(f'rviz:=true needs the package rviz2: {error}') from None
+    if not is_installed(context, 'rviz2', 'rviz2'):
+        raise RuntimeError('rviz:=true needs the package rviz2')
     return Node(
         package='rviz2',
         executable='rviz2',

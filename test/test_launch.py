@@ -165,6 +165,46 @@ def test_without_rviz_nothing_starts(stand_ins, monkeypatch):
         launched('rviz:=true')
 
 
+def test_a_live_view_for_each_camera(stand_ins):
+    _, live = launched('live:=true', 'image_topic:=/cam', 'image_transport:=compressed')
+    assert (live['executable'], live['remappings']) == ('cotracker-live', [('image', '/cam')])
+    assert live['arguments'][:4] == ['--address', '127.0.0.1', '--port', '8080']
+    assert '--compressed' in live['arguments']
+    _, front, rear = launched('live:=true', 'cameras:=[front, rear]', 'live_port:=9000')
+    assert '9001' in rear['arguments'] and rear['name'] == 'live_rear' != front['name']
+    assert rear['remappings'] == [('rear/image', 'rear/image')]
+    # The program itself takes these options.
+    live_main = pytest.importorskip('cotracker_ros.live.__main__', reason='needs ROS 2')
+    assert live_main.parsed(rear['arguments']).camera == 'rear'
+    with pytest.raises(RuntimeError, match="live_port must be a number, not 'x'"):
+        launched('live:=true', 'live_port:=x')
+
+
+def test_a_camera_is_started(stand_ins, monkeypatch, tmp_path):
+    monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
+    arguments = ('camera:=/dev/video0', 'image_topic:=/cam/image', 'camera_frame:=optical')
+    _, camera = launched(*arguments)
+    assert (camera['package'], camera['executable']) == ('cotracker_ros', 'camera_node')
+    assert camera['parameters'] == [{'source': '/dev/video0', 'frame_id': 'optical'}]
+    assert camera['remappings'] == [('image', '/cam/image')]
+    for wrong in ('image_transport:=compressed', 'cameras:=[a]'):
+        with pytest.raises(RuntimeError, match=r'usb_cam|start these yourself'):
+            launched('camera:=/dev/video0', wrong)
+    program = tmp_path / 'lib/usb_cam/usb_cam_node_exe'
+    marker = tmp_path / 'share/ament_index/resource_index/packages/usb_cam'
+    for file in (program, marker):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    program.chmod(0o755)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    _, camera = launched(*arguments)
+    assert camera['package'] == 'usb_cam'
+    assert camera['parameters'] == [{'video_device': '/dev/video0', 'frame_id': 'optical'}]
+    assert ('image_raw', '/cam/image') in camera['remappings']
+    _, camera = launched('camera:=clip.mp4')  # a file is not for usb_cam
+    assert camera['parameters'] == [{'source': 'clip.mp4', 'frame_id': 'camera'}]
+
+
 def test_viewers_show_the_topics_of_this_launch(stand_ins, monkeypatch, tmp_path):
     program = tmp_path / 'lib/rviz2/rviz2'
     marker = tmp_path / 'share/ament_index/resource_index/packages/rviz2'

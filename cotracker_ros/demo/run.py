@@ -247,6 +247,8 @@ def main() -> int:
     parser.add_argument('--model', default='realtime')
     parser.add_argument('--engine', default='auto')
     parser.add_argument('--output', type=Path, default=Path('build/demo'))
+    parser.add_argument('--live', action='store_true', help='a live view instead of a recording')
+    parser.add_argument('--port', type=int, default=8080, help='of the live view')
     arguments = parser.parse_args()
     try:
         if arguments.rate is not None and not 0 < arguments.rate <= 1000:
@@ -257,6 +259,11 @@ def main() -> int:
         if hasattr(video.frames, 'close'):
             video.frames.close()  # the camera process reads it
         arguments.output.mkdir(parents=True, exist_ok=True)
+        if arguments.live:
+            from cotracker_ros.demo.live import show
+
+            show(arguments)
+            return 0
         sent, figures = record(video, arguments)
     except (VideoError, DemoError) as error:
         print(f'demo: {error}', file=sys.stderr)
