@@ -109,21 +109,25 @@ def test_every_protocol_gives_100_to_the_truth_and_less_to_a_shift(rng):
     known, hidden = np.ones_like(true_visible), ~true_visible
     hidden[-1] = True
     area = np.full(len(truth), 100.0)
-    head, box = np.full(true_visible.shape, 10.0), np.full(true_visible.shape, 900.0)
-    sigma = np.full(len(query_t), 0.05)
+    head, box = np.full(true_visible.shape, 10.0), np.full(true_visible.shape, 40.0)
+    area_of = np.full(true_visible.shape, 900.0)
+    keypoint = np.arange(len(query_t)) % 17
 
     def scores(xy):
         return {
             'hidden': metrics.occluded_accuracy(query_t, truth, hidden, xy, SIZE),
             'survival': metrics.survival(query_t, truth, known, xy, SIZE),
             **metrics.badja(xy, truth, true_visible, area),
-            **metrics.pose(query_t, truth, true_visible, xy, head, box, sigma),
+            **metrics.pose(query_t, truth, true_visible, xy, head, box, area_of, keypoint),
         }
 
     perfect, shifted = scores(truth), scores(truth + 60)
-    assert {value for value in perfect.values() if np.isfinite(value)} == {100}
-    alike = 'temporal_consistency'  # a constant shift moves as the joint does, after the query
-    assert all(value < 1 for name, value in shifted.items() if name != alike)
+    right = {name: v for name, v in perfect.items() if np.isfinite(v)}
+    assert {v for name, v in right.items() if 'jitter' not in name} == {100}
+    assert {v for name, v in right.items() if 'jitter' in name} <= {0}
+    # a constant shift moves as the joint does, after the query
+    alike = ('temporal_consistency', 'smoothness', 'jitter')
+    assert all(value < 1 for name, value in shifted.items() if not name.startswith(alike))
     found = metrics.redetection(query_t, truth, true_visible, truth, true_visible, SIZE)
     unsaid = metrics.redetection(query_t, truth, true_visible, truth, ~true_visible, SIZE)
     assert found['episodes'] == unsaid['episodes']
@@ -187,20 +191,51 @@ def test_on_object_by_hand():
 
 
 def test_pose_by_hand():
-    # One joint, head 10 px, annotated in frames 0, 2 and 3; errors 4.9 and 5.1: one is near.
+    # A nose, head 10 px, box 100 px, annotated in frames 0, 2 and 3; errors 4.9 and 5.1.
     truth, xy = track(0, 50, 0, 0), track(0, 99, 4.9, 5.1)
     true_visible = seen(1, 0, 1, 1)
-    head = 10.0 * true_visible
-    area = 4900.0 * true_visible
-    args = (np.array([0]), truth, true_visible, xy, head, area, np.array([0.05]))
+    head, box, area = (value * true_visible for value in (10.0, 100.0, 4900.0))
+    args = (np.array([0]), truth, true_visible, xy, head, box, area, np.array([0]))
     scores = metrics.pose(*args)
-    assert scores['pck'] == 50
-    # 2 * area * (2 sigma)^2 = 98: exp(-4.9^2 / 98) = 0.7827, exp(-5.1^2 / 98) = 0.7669.
-    assert scores['oks'] == pytest.approx(77.48, abs=0.01)
+    assert scores['pckh'] == scores['pck_0.05'] == 50 and scores['pck_0.1'] == 100
+    # 2 * area * (2 * 0.026)^2 = 26.499: exp(-4.9^2 / 26.499) = 0.4041, with 5.1: 0.3747.
+    assert scores['oks'] == pytest.approx(38.94, abs=0.01)
     # Steps: 0 to 2 differs by 4.9 px, 2 to 3 by 0.2; within 2 px is one of two.
     assert scores['temporal_consistency'] == 50
+    # Frames 0, 2 and 3: the error bends by 5.1 - 2 * 4.9 = -4.7 px, more than 2 px of the box.
+    assert scores['jitter'] == pytest.approx(4.7) and scores['smoothness'] == 0
+    assert scores['pckh/nose'] == 50 and {n.rpartition('/')[2] for n in scores if '/' in n} == {
+        'nose'
+    }
     perfect = metrics.pose(*args[:3], truth, *args[4:])
-    assert set(perfect.values()) == {100}
+    assert {v for name, v in perfect.items() if 'jitter' not in name} == {100}
+    assert perfect['jitter'] == 0
+
+
+def test_pose_is_told_for_every_keypoint_and_only_where_sizes_are():
+    # Two keypoints: the wrist always right, the hip always 6 px off.
+    truth = np.zeros((4, 2, 2))
+    xy = truth + np.array([[0, 0], [6, 0]])
+    true_visible = np.ones((4, 2), bool)
+    head, box = np.zeros((4, 2)), np.full((4, 2), 100.0)
+    box[2] = 0
+    args = (np.array([0, 0]), truth, true_visible, xy, head, box, box, np.array([9, 11]))
+    scores = metrics.pose(*args)
+    assert scores['pck_0.05'] == 50 and scores['pck_0.1'] == 100
+    assert (scores['pck_0.05/left_wrist'], scores['pck_0.05/left_hip']) == (100, 0)
+    assert not any(name.startswith(('pckh', 'temporal')) for name in scores)
+
+
+def test_similarity_is_cocos():
+    # COCO's own evaluation: sigmas, vars = (2 sigma)^2, e = d^2 / vars / (area + eps) / 2.
+    rng = np.random.default_rng(3)
+    truth, xy = rng.uniform(0, 50, (2, 17, 2)), rng.uniform(0, 50, (2, 17, 2))
+    seen_all, size = np.ones((2, 17), bool), np.full((2, 17), 2500.0)
+    scores = metrics.pose(np.zeros(17, int), truth, seen_all, xy, size, size, size, np.arange(17))
+    coco = '.26 .25 .25 .35 .35 .79 .79 .72 .72 .62 .62 1.07 1.07 .87 .87 .89 .89'
+    spread = (2 * np.array(coco.split(), float) / 10) ** 2
+    e = ((xy[1] - truth[1]) ** 2).sum(-1) / spread / 2500 / 2
+    assert scores['oks'] == pytest.approx(100 * np.exp(-e).mean())
 
 
 def test_survival_by_hand():

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cotracker_ros.skeleton import KEYPOINTS
 from train.data import readers
 from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
 from train.data.readers.kubric import read_kubric
@@ -335,8 +336,11 @@ def test_posetrack(tmp_path, rng):
     np.testing.assert_array_equal(clip.queries, [[0, 10, 5], [0, 20, 7], [2, 30, 5], [2, 20, 9]])
     assert clip.visible.T.tolist() == [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]]
     assert clip.tracks[1, 0].tolist() == [20, 5]
+    assert clip.known.T.tolist() == clip.visible.T.tolist()
     assert clip.pose.head[:, 0].tolist() == [6, 6, 6] and clip.pose.area[2, 2] == 600
-    assert clip.pose.sigma.tolist() == [0.026, 0.062, 0.026, 0.062]
+    assert clip.pose.box[:, 0].tolist() == [30, 30, 30] and clip.pose.box[0, 2] == 0
+    assert clip.pose.keypoint.tolist() == [0, 9, 0, 9]
+    assert clip.pose.instance.tolist() == [0, 0, 1, 1]
 
     path = tmp_path / 'annotations' / 'val' / 'a.json'
     path.write_text(json.dumps({**content, 'annotations': []}))
@@ -346,6 +350,132 @@ def test_posetrack(tmp_path, rng):
         list(readers.posetrack(tmp_path))
     with pytest.raises(DataError, match='no PoseTrack folder'):
         list(readers.posetrack(tmp_path / 'images'))
+
+
+def test_posetrack_for_training(tmp_path, rng):
+    content = write_posetrack(tmp_path, rng)
+    # Frame 2 is not labelled now; the picture, 48 x 64, is read at half its size.
+    notes = [note for note in content['annotations'] if note['image_id'] != 102]
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+    path.write_text(json.dumps({**content, 'annotations': notes}))
+    (clip,) = readers.posetrack(tmp_path, size=(24, 32))
+    assert clip.video.shape == (3, 24, 32, 3)
+    assert clip.known.T.tolist() == [[1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]]
+    # (10.5, 5.5) and (30.5, 5.5) from the picture's corner, halved; half way between them.
+    assert clip.tracks[:, 0].tolist() == [[4.75, 2.25], [9.75, 2.25], [14.75, 2.25]]
+    assert clip.pose.area[0, 0] == 150 and clip.pose.box[0, 0] == 15
+
+    (short,) = readers.posetrack(tmp_path, max_frames=2)
+    assert short.video.shape[0] == 2 and short.pose.instance.tolist() == [0, 0]
+
+    starts = tmp_path / 'starts.json'
+    late = [None] * 17
+    late[0], late[9] = 2, 0
+    starts.write_text(json.dumps({'a': {'7': late}}))
+    (clip,) = readers.posetrack(tmp_path, starts=starts)
+    assert clip.queries[:, 0].tolist() == [2, 0] and clip.pose.instance.tolist() == [0, 0]
+    starts.write_text(json.dumps({'a': {'9': 3}}))
+    (clip,) = readers.posetrack(tmp_path, starts=starts)
+    assert len(clip.video) == 1 and clip.queries[:, 1:].tolist() == [[30, 5], [20, 9]]
+    starts.write_text('{"a": 3}')
+    with pytest.raises(DataError, match=r'starts\.json: not a JSON of start frames'):
+        list(readers.posetrack(tmp_path, starts=starts))
+
+
+def test_posetrack_maps_joints_by_the_names_of_its_category(tmp_path, rng):
+    content = write_posetrack(tmp_path, rng)
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+    joints = [name for name in KEYPOINTS if 'eye' not in name] + ['head_top', 'head_bottom']
+    for note in content['annotations']:
+        marks = np.zeros((17, 3))
+        marks[0], marks[7], marks[15] = (1, 2, 1), (3, 4, 1), (9, 9, 1)  # nose, left wrist, head
+        note['keypoints'] = marks.ravel().tolist()
+        del note['bbox']  # its joints' extent then
+        del note['bbox_head']
+    category = [{'name': 'person', 'keypoints': joints}]
+    path.write_text(json.dumps({**content, 'categories': category}))
+    (clip,) = readers.posetrack(tmp_path)
+    assert clip.pose.keypoint.tolist() == [0, 9, 0, 9]
+    assert clip.tracks[0].tolist()[:2] == [[1, 2], [3, 4]]
+    assert clip.pose.box[0, 0] == 2 and clip.pose.area[0, 0] == 4 and not clip.pose.head.any()
+
+    def refused(change, message):
+        broken = json.loads(json.dumps({**content, 'categories': category}))
+        change(broken)
+        path.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=message):
+            list(readers.posetrack(tmp_path))
+
+    refused(
+        lambda c: c['categories'][0].update(keypoints=['tail']),
+        r"a\.json: joint 'tail' is of no skeleton known here",
+    )
+    refused(
+        lambda c: c['annotations'][0]['keypoints'].pop(),
+        r'person 7 in image 101 has 16\.6667 joints, not 17',
+    )
+    refused(
+        lambda c: c['annotations'][0].update(bbox=[1, 2]),
+        r'person 7 in image 101: bbox is \[1, 2\], not x, y, width and height',
+    )
+
+
+def test_posetrack_2017(tmp_path, rng):
+    write_posetrack(tmp_path, rng)  # for its pictures
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+
+    def point(joint, x, y, **visible):
+        return {'id': [joint], 'x': [x], 'y': [y], **visible}
+
+    def frame(t, *people):
+        return {'image': [{'name': f'images/val/a/{t:06d}.jpg'}], 'annorect': list(people)}
+
+    def one(points, person=4):
+        return {
+            'track_id': [person], 'x1': [10], 'y1': [20], 'x2': [13], 'y2': [24],
+            'annopoints': [{'point': points}],
+        }  # fmt: skip
+
+    # Right ankle (0), left wrist (11), neck (12), nose (13).
+    seen, hidden = {'is_visible': [1]}, {'is_visible': [0]}
+    first = [point(0, 5, 6, **seen), point(13, 1, 2), point(12, 0, 0, **seen)]
+    then = [point(0, 7, 6, **hidden), point(11, 3, 3, **seen), point(13, 1, 3, is_visible=[])]
+    content = {'annolist': [frame(2, one(then)), frame(0), frame(1, one(first))]}
+    path.write_text(json.dumps(content))
+    (clip,) = readers.posetrack(tmp_path)
+    assert [KEYPOINTS[k] for k in clip.pose.keypoint] == ['nose', 'left_wrist', 'right_ankle']
+    assert clip.queries.tolist() == [[0, 1, 2], [1, 3, 3], [0, 5, 6]]
+    assert clip.visible.T.tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert clip.known.T.tolist() == [[1, 1], [0, 1], [1, 1]]  # hidden, but its place is told
+    assert clip.tracks[1, 2].tolist() == [7, 6]
+    assert clip.pose.head[0, 0] == 3 and clip.pose.box[0, 0] == 4 and clip.pose.area[0, 0] == 16
+
+    content['annolist'][0]['annorect'][0]['annopoints'][0]['point'][0]['id'] = [15]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r'a\.json: person 4 has joint 15, of 15'):
+        list(readers.posetrack(tmp_path))
+
+
+def test_held_out_people(tmp_path):
+    pytest.importorskip('torch')
+    pytest.importorskip('skimage')
+    path = tmp_path / 'people.npz'
+    (clip,) = readers.people(path, clips=1, frames=3)
+    pose = clip.pose
+    assert clip.tracks.shape[1] >= 8 and clip.known.all() and clip.size == (320, 512)
+    assert (pose.keypoint >= 0).all() and (pose.instance >= 0).all() and not pose.head.any()
+    for t in range(3):
+        for person in np.unique(pose.instance):
+            own = pose.instance == person
+            high = np.ptp(clip.tracks[t, own, 1])
+            assert pose.box[t, own][0] >= 1.2 * high - 1e-3
+    (again,) = readers.people(path)
+    np.testing.assert_array_equal(again.tracks, clip.tracks)
+    with np.load(path) as file:
+        rest = {name: file[name] for name in file.files if name != 'keypoint'}
+    np.savez(path, **rest)
+    with pytest.raises(DataError, match='a set without people: name another file'):
+        list(readers.people(path))
 
 
 def test_dynamic_replica(tmp_path, rng):

@@ -195,8 +195,8 @@ def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dic
     """Return the measures that belong to a clip.
 
     BADJA's where it has mask areas, whether points stay on the object where it has masks,
-    PoseTrack's where it has heads, else TAP-Vid's, survival and what becomes of points while and
-    after they are hidden.
+    those of poses where it has people, else TAP-Vid's, survival and what becomes of points while
+    and after they are hidden.
     """
     if clip.area is not None:
         return metrics.badja(xy, clip.tracks, clip.visible, clip.area)
@@ -205,7 +205,8 @@ def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dic
         return metrics.on_object(query_t, xy, visible, clip.side)
     truth = (query_t, clip.tracks, clip.visible)
     if clip.pose is not None:
-        return metrics.pose(*truth, xy, clip.pose.head, clip.pose.area, clip.pose.sigma)
+        p = clip.pose
+        return metrics.pose(*truth, xy, p.head, p.box, p.area, p.keypoint)
     known = np.ones_like(clip.visible) if clip.known is None else clip.known
     scores = metrics.tapvid(*truth, xy, visible, clip.size, strided)
     scores['survival'] = metrics.survival(query_t, clip.tracks, known, xy, clip.size)
@@ -317,6 +318,7 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
     'procedural': _only_first(readers.held_out),
     'dynamic_replica': _only_first(readers.dynamic_replica),
     'posetrack': _only_first(readers.posetrack),
+    'people': _only_first(readers.people),
     'kubric': readers.kubric,
     'tapvid_davis': readers.tapvid,
     'tapvid_kinetics': readers.tapvid,
@@ -329,9 +331,14 @@ COLUMNS = {
     'on_object': 'on object',
     'held': 'held',
     'on_background': 'on background',
-    'pck': 'PCK',
+    'pck_0.05': 'PCK 0.05',
+    'pck_0.1': '0.1',
+    'pck_0.2': '0.2',
+    'pckh': 'PCKh',
     'oks': 'OKS',
     'temporal_consistency': 'consistent',
+    'smoothness': 'smooth',
+    'jitter': 'jitter',
     'average_jaccard': 'AJ',
     'position_accuracy': 'delta',
     'position_accuracy_hidden': 'hidden',
@@ -366,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
         '--data',
         type=Path,
         required=True,
-        help='its folder or file; procedural: a file, rendered if it is not there',
+        help='its folder or file; procedural, people: a file, rendered if it is not there',
     )
     parser.add_argument(
         '--checkpoint',

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from cotracker_ros.skeleton import KEYPOINTS, OKS_SIGMA
+
 THRESHOLDS = (1, 2, 4, 8, 16)  # px of a 256 x 256 picture: TAP-Vid
 RASTER = 256
+PCK = (0.05, 0.1, 0.2)  # parts of a person's box
 
 
 def tapvid(
@@ -127,31 +130,60 @@ def pose(
     true_visible: np.ndarray,
     xy: np.ndarray,
     head: np.ndarray,
+    box: np.ndarray,
     area: np.ndarray,
-    sigma: np.ndarray,
+    keypoint: np.ndarray,
 ) -> dict[str, float]:
-    """Return how well joints of people are followed, in annotated frames after the query.
+    """Return how well keypoints of people are followed, in annotated frames after the query.
 
-    head (T, N) px: head size of the joint's person, 0.6 of the diagonal of the head's box (MPII).
-    area (T, N) px^2 of the person's box; sigma (N,) of the joint, as COCO's.
-    pck: share within half a head (PCKh@0.5). oks: mean of exp(-d^2 / (2 area (2 sigma)^2)).
-    temporal_consistency, our definition: of the steps from one annotated frame to the next, the
-    share in which track and joint move alike, within a fifth of a head.
+    head, box (T, N) px: size of the head of the keypoint's person, 0.6 of the diagonal of its box
+    (MPII), and the longer side of the person's box; area (T, N) px^2 of the person; 0 where it is
+    not told, and not counted. keypoint (N,): COCO's number.
+
+    pck_0.05, pck_0.1, pck_0.2: share within that part of the box. pckh: share within half a head
+    (PCKh@0.5). oks: mean of exp(-d^2 / (2 area (2 sigma)^2)), COCO's object keypoint similarity,
+    here the mean over keypoints that are visible. Our definitions, from one annotated frame to
+    the next: temporal_consistency: share of steps in which track and keypoint move alike, within
+    a fifth of a head; jitter: mean second difference of the error, in percent of the box;
+    smoothness: share of three frames in a row in which the track bends at most 2 % of the box
+    more than the truth. Each also for every keypoint, as MEASURE/KEYPOINT. Left out where no
+    head, or no box, is told.
     """
     _check(query_t, truth, true_visible, xy, true_visible)
     judged = _judged(query_t, len(truth), strided=False) & true_visible
     error = _distance(xy, truth)
-    with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
-        similarity = np.exp(-(error**2) / (2 * area * (2 * sigma) ** 2))
     frames = np.flatnonzero(true_visible.any(1))
-    both = judged[frames[1:]] & true_visible[frames[:-1]]
+    spread = (2 * OKS_SIGMA[keypoint]) ** 2
+    with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
+        similarity = np.exp(-(error**2) / (2 * area * spread))
+    # Of annotated frames, the first of two or the first two of three may be the query's.
+    seen, now = true_visible[frames], judged[frames]
+    pair, three = now[1:] & seen[:-1], now[2:] & seen[1:-1] & seen[:-2]
     drift = _distance(np.diff(xy[frames], axis=0), np.diff(truth[frames], axis=0))
-    alike = drift < 0.2 * head[frames[1:]]
-    return {
-        'pck': _share((error < 0.5 * head) & judged, judged),
-        'oks': 100 * float(similarity[judged].mean()) if judged.any() else np.nan,
-        'temporal_consistency': _share(alike & both, both),
+    bend, true_bend = (np.diff(x[frames], n=2, axis=0) for x in (xy, truth))
+    wide = box[frames[2:]]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        shake = _distance(bend, true_bend) / wide
+    more = _distance(bend, 0 * bend) - _distance(true_bend, 0 * bend)
+    counted = {  # what is right or how much, and where it counts
+        **{f'pck_{part}': (error < part * box, judged & (box > 0)) for part in PCK},
+        'pckh': (error < 0.5 * head, judged & (head > 0)),
+        'oks': (similarity, judged & (area > 0)),
+        'temporal_consistency': (drift < 0.2 * head[frames[1:]], pair & (head[frames[1:]] > 0)),
+        'smoothness': (more <= 0.02 * wide, three & (wide > 0)),
+        'jitter': (shake, three & (wide > 0)),
     }
+    told = {'head': (head > 0).any(), 'box': (box > 0).any()}
+    scores = {}
+    for name, (values, where) in counted.items():
+        if not told['head' if name in ('pckh', 'temporal_consistency') else 'box']:
+            continue
+        scores[name] = _mean(values, where)
+        for number in np.unique(keypoint):
+            own = keypoint == number
+            score = _mean(values[:, own], where[:, own])
+            scores[f'{name}/{KEYPOINTS[number]}'] = score
+    return scores
 
 
 def survival(
@@ -251,6 +283,11 @@ def _distance(xy: np.ndarray, truth: np.ndarray, scale: np.ndarray | float = 1) 
     # A lost track may be NaN: it is infinitely far, so it counts as wrong, not as unmeasured.
     distance = np.linalg.norm((xy - truth) * scale, axis=-1)
     return np.where(np.isfinite(distance), distance, np.inf)
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> float:
+    """Return the mean in percent of what counts; NaN where nothing does."""
+    return 100 * float(values[where].mean()) if where.any() else float('nan')
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:

@@ -14,11 +14,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Pose:
-    """What errors of joints are measured against (PoseTrack); see metrics.pose."""
+    """What errors of people's keypoints are measured against; see metrics.pose."""
 
-    head: np.ndarray  # (T, N) px, size of the person's head; 0 without annotation
-    area: np.ndarray  # (T, N) px^2 of the person's box; 0 without annotation
-    sigma: np.ndarray  # (N,) of the joint
+    head: np.ndarray  # (T, N) px, size of the person's head; 0 where it is not told
+    box: np.ndarray  # (T, N) px, longer side of the person's box; 0 where it is not told
+    area: np.ndarray  # (T, N) px^2 of the person; 0 where it is not told
+    keypoint: np.ndarray  # (N,) COCO's number, cotracker_ros.skeleton
+    instance: np.ndarray  # (N,) number of the person in the clip
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Clip:
     visible: np.ndarray  # (T, N) bool; False where the truth is not known
     known: np.ndarray | None = None  # (T, N) bool, where tracks is true; None: everywhere
     area: np.ndarray | None = None  # (T,) px of the object's mask, NaN without annotation (BADJA)
-    pose: Pose | None = None  # of people's joints (PoseTrack)
+    pose: Pose | None = None  # of people's keypoints (PoseTrack, people)
     # (T, H, W) int8, 1 on the object, -1 beside it, 0 within 2 px of its edge (DAVIS: no tracks)
     side: np.ndarray | None = None
 

@@ -6,7 +6,7 @@ wrong with it.
 
 from train.data.readers.davis import badja, davis_masks
 from train.data.readers.dynamic_replica import dynamic_replica
-from train.data.readers.held_out import held_out
+from train.data.readers.held_out import held_out, people
 from train.data.readers.kubric import kubric
 from train.data.readers.posetrack import posetrack
 from train.data.readers.tapvid import tapvid
@@ -17,6 +17,7 @@ __all__ = [
     'dynamic_replica',
     'held_out',
     'kubric',
+    'people',
     'posetrack',
     'tapvid',
 ]
