@@ -29,6 +29,7 @@ EXTRAS = {
     'kilted': wheels('kilted', '9.1.2'),
     'train': [
         TORCH,
+        'fsspec>=2023.1',  # labels and videos at any URL; s3fs, gcsfs and others are the user's
         'matplotlib>=3.7',  # figures of train/experiments.py
         'pyyaml>=5.4',
         'safetensors>=0.4',
@@ -37,6 +38,7 @@ EXTRAS = {
     ],
     'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
     'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
+    'cluster': ['ray>=2.9'],  # pseudo-labels by many machines
     'live': ['aiohttp>=3.8'],  # the live view in a browser
     'video': ['av>=12'],  # overlays in H.264, which browsers play
     'openvino': ['openvino>=2024.4'],
@@ -52,7 +54,7 @@ EXTRAS = {
         'wheel',
     ],
 }
-GROUPS = ('train', 'export', 'recordings', 'live', 'video', 'openvino', 'test')
+GROUPS = ('train', 'cluster', 'export', 'recordings', 'live', 'video', 'openvino', 'test')
 EXTRAS['dev'] = [
     *dict.fromkeys(package for group in GROUPS for package in EXTRAS[group]),
     'pyright[nodejs]>=1.1.380',

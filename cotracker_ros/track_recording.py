@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from cotracker_ros.streaming import LateFrame, StreamingTracker
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -67,6 +69,38 @@ def track_recording(
         if isinstance(error, (AnyReaderError, WriterError)):
             raise ValueError(f'{source}: {error}') from error
         raise
+
+
+def recorded_images(source: str | Path, topic: str | None = None) -> Iterator[np.ndarray]:
+    """Yield the images (H, W, 3) uint8 RGB of a recording's camera, in the order of recording.
+
+    topic: of the camera; None where there is only one. Raises ValueError for what cannot be
+    read, and ImportError naming what is missing.
+    """
+    from rclpy.serialization import deserialize_message
+    from rosbags.highlevel import AnyReader, AnyReaderError
+    from rosbags.typesys import Stores, get_typestore
+    from sensor_msgs.msg import CompressedImage, Image
+
+    from cotracker_ros.ros import messages
+
+    source = Path(source)
+    try:
+        store = get_typestore(Stores.ROS2_HUMBLE)
+        with AnyReader([source], default_typestore=store) as reader:
+            camera = _camera(source, reader.connections, topic)
+            plain = camera.msgtype == IMAGE
+            convert = messages.image_to_array if plain else messages.compressed_to_array
+            for number, (_, _, raw) in enumerate(reader.messages([camera]), 1):
+                try:
+                    yield convert(
+                        deserialize_message(bytes(raw), Image if plain else CompressedImage)
+                    )
+                except messages.MessageError as error:
+                    where = f'{source}: {camera.topic}'
+                    raise ValueError(f'{where}: image {number}: {error}') from error
+    except AnyReaderError as error:
+        raise ValueError(f'{source}: {error}') from error
 
 
 class _Follower:

@@ -10,10 +10,10 @@ import pytest
 
 from cotracker_ros import engines
 from cotracker_ros.engines.metadata import Metadata
-from train import evaluate
-from train.baselines import BASELINES, dis_flow, lucas_kanade, standing_still
+from train import evaluate, trackers
 from train.data import readers
 from train.data.clip import Clip, DataError, Pose
+from train.trackers import BASELINES, dis_flow, lucas_kanade, standing_still
 
 DAVIS = Path(__file__).parents[2] / 'shared' / 'davis'
 
@@ -99,7 +99,7 @@ def test_streaming_shows_one_frame_at_a_time_and_asks_when_the_frame_comes():
     video = np.repeat(np.arange(5, dtype=np.uint8), 96 * 128 * 3).reshape(5, 96, 128, 3)
     queries = np.array([[2, 10, 20], [0, 30.25, 40], [2, 127.5, 95.5]], np.float32)
     engine = Recorder(slots=4)
-    tracker = evaluate.streaming(engine)
+    tracker = trackers.streaming(engine)
     for _ in range(2):  # the second clip starts afresh
         engine.images.clear()
         engine.asked.clear()
@@ -121,7 +121,7 @@ def test_both_ways_goes_back_from_the_query():
         xy = queries[None, :, 1:] + np.stack([t - queries[:, 0], t * 0 * queries[:, 0]], -1)
         return xy, t >= queries[:, 0]
 
-    xy, visible = evaluate.both_ways(drift)(video, np.array([[2, 5, 5], [0, 1, 1]]))
+    xy, visible = trackers.both_ways(drift)(video, np.array([[2, 5, 5], [0, 1, 1]]))
     assert xy[:, 0, 0].tolist() == [7, 6, 5, 6] and xy[:, 1, 0].tolist() == [1, 2, 3, 4]
     assert visible.all()
 
@@ -274,7 +274,7 @@ def test_whole_video_measures_a_checkpoint(tmp_path):
     save_file({**model.state_dict(), 'time_emb': table}, tmp_path / 'random.safetensors')
     clip = moving_clip()
     video = np.repeat(clip.video[:2], 2, 2)[:, :, ::2]
-    tracker = evaluate.whole_video(tmp_path / 'random.safetensors', 1, grid=3, local_grid=2)
+    tracker = trackers.whole_video(tmp_path / 'random.safetensors', 1, grid=3, local_grid=2)
     xy, visible = tracker(video, clip.queries[:2])
     assert xy.shape == (2, 2, 2) and visible.shape == (2, 2) and visible.dtype == bool
     # Random weights hardly move a point, so it comes back in pixels of the clip.
@@ -308,7 +308,7 @@ def test_what_is_tracked_beside_a_target():
     ):
         model = Watching(name)
         model.asked = []
-        xy, visible = evaluate.whole_video(model, **options)(clip.video, clip.queries)
+        xy, visible = trackers.whole_video(model, **options)(clip.video, clip.queries)
         assert [len(asked) for asked in model.asked] == expected
         np.testing.assert_allclose(xy[0], clip.queries[:, 1:], atol=1e-4)
         assert visible.all()
@@ -325,7 +325,7 @@ def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_pa
     network = models.build_model('cotracker3_online', **small).eval()
     video = torch.rand(9, 3, 64, 96) * 255
     queries = torch.tensor([[0.0, 30, 30], [3, 60, 20]])
-    told = evaluate._as_first_told(network, video, queries, 1)
+    told = trackers._as_first_told(network, video, queries, 1)
     final = network.track(video, queries, 1)
     assert told.xy.shape == final.xy.shape
     torch.testing.assert_close(told.xy[:2], final.xy[:2])  # in the first window alone
@@ -333,7 +333,7 @@ def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_pa
     assert not torch.allclose(told.xy[2:4], final.xy[2:4])
     save_file(models.build_model('realtime').state_dict(), tmp_path / 'r.safetensors')
     with pytest.raises(ValueError, match='sliding windows'):
-        evaluate.whole_video(tmp_path / 'r.safetensors', as_first_told=True)
+        trackers.whole_video(tmp_path / 'r.safetensors', as_first_told=True)
 
 
 def test_the_real_time_model_gives_the_same_whole_video_and_streaming(tmp_path):
@@ -346,19 +346,19 @@ def test_the_real_time_model_gives_the_same_whole_video_and_streaming(tmp_path):
     save_file(build_model('realtime').state_dict(), tmp_path / 'random.safetensors')
     clip, path = moving_clip(), tmp_path / 'random.safetensors'
     queries = clip.queries[[0, 2]]
-    whole = evaluate.whole_video(path)(clip.video[:5], queries)
-    stream = evaluate.streaming(path)(clip.video[:5], queries)
+    whole = trackers.whole_video(path)(clip.video[:5], queries)
+    stream = trackers.streaming(path)(clip.video[:5], queries)
     after = np.arange(5)[:, None] >= queries[:, 0]
     np.testing.assert_allclose(whole[0][after], stream[0][after], atol=0.02)
     np.testing.assert_array_equal(stream[0][0], queries[:, 1:])
 
 
 def test_support_points():
-    grid = evaluate.support_grid((384, 512), 5)
+    grid = trackers.support_grid((384, 512), 5)
     assert grid.shape == (25, 3) and (grid[:, 0] == 0).all()
     assert grid[0, 1:].tolist() == [8, 8] and grid[-1, 1:].tolist() == [504, 376]
     assert grid[1, 1:].tolist() == [132, 8]  # rows outermost
-    local = evaluate.support_grid((50, 50), 8, np.array([100.0, 60.0]))
+    local = trackers.support_grid((50, 50), 8, np.array([100.0, 60.0]))
     np.testing.assert_allclose(local[:, 1:].mean(0), [100, 60])
     assert np.ptp(local[:, 1]) == pytest.approx(50 - 2 * 50 / 64)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from train import experiments, report
-from train.baselines import dis_flow, standing_still
 from train.data.clip import Clip, there_and_back
+from train.trackers import dis_flow, standing_still
 
 
 @pytest.fixture(autouse=True)

@@ -28,11 +28,11 @@ if not __package__:  # run as a script: the folder above holds both packages
 
 from cotracker_ros.visualise import contact_sheet
 from train import report
-from train.baselines import BASELINES, Tracker
 from train.data import readers
 from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
-from train.evaluate import comparison, evaluate, streaming, whole_video
+from train.evaluate import comparison, evaluate
 from train.metrics import redetection
+from train.trackers import BASELINES, Tracker, streaming, whole_video
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'cotracker_ros' / 'weights'
 GRIDS = (0, 2, 5, 7, 9)  # points per side

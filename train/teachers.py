@@ -1,0 +1,198 @@
+"""Teachers of pseudo-labels: what a tracker says about a clip of unlabelled video, and how much of
+it is believed (CoTracker3, section 5).
+
+Queries are SIFT keypoints on a few frames, more of them early. A teacher tracks them; a point is
+visible where the teacher is sure, and its track counts where the same teacher, started from the
+last frame that shows the point and going back in time, takes the same way to the query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from train.trackers import BASELINES, Tracker, open_tracker
+
+
+class TooFewPoints(ValueError):
+    """A clip that cannot be labelled: too few keypoints, or too few tracks worth keeping."""
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What labels depend on, beside the video and the teachers."""
+
+    seed: int = 0
+    frames: int = 96  # of a clip; a video's last clip may be shorter
+    least: int = 24  # frames of the shortest clip
+    size: int = 512  # px, what a frame's longer side is shrunk to; 0: as recorded
+    points: int = 384  # queries of a clip
+    query_frames: int = 8  # frames that queries are taken from
+    kept: int = 64  # tracks; a clip in which fewer are believed is skipped
+    sure: float = 0.9  # probability from which a network's point is visible
+    round_trip: float = 2.0  # px between the ways there and back; 0: not asked
+    together: bool = False  # every teacher tracks every clip, and they must agree; else one drawn
+    agree: float = 2.0  # px from the median of the teachers that see a point
+    store: str = 'jpeg'  # pictures in the labels; or reference: the video is read again
+    quality: int = 92  # of the pictures, JPEG
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no labels can come of."""
+        if not 2 <= self.least <= self.frames:
+            raise ValueError(f'least {self.least} must be from 2 to frames, {self.frames}')
+        if min(self.points, self.query_frames, self.kept) < 1 or self.kept > self.points:
+            raise ValueError('points, query_frames and kept are at least 1, kept at most points')
+        if not 0 < self.sure < 1:
+            raise ValueError(f'sure {self.sure} is a probability')
+        if min(self.size, self.round_trip, self.agree) < 0:
+            raise ValueError('size, round_trip and agree are px, not negative')
+        if self.store not in ('jpeg', 'reference'):
+            raise ValueError(f'store is jpeg or reference, not {self.store!r}')
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f'quality {self.quality} is from 1 to 100')
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A tracker whose results are taken as labels; nothing of it changes."""
+
+    name: str
+    sha256: str  # of its weights; of a classical tracker, of OpenCV's version
+    guesses: bool  # whether its positions of hidden points mean anything
+    track: Tracker
+
+
+def load_teacher(name: str, sure: float, device: str = 'cpu', threads: int = 1) -> Teacher:
+    """Open a tracker by the names of `trackers.open_tracker`. Raises what that raises."""
+    return Teacher(
+        name=name if name in BASELINES else Path(name).name,
+        sha256=weights_hash(name),
+        guesses=name not in BASELINES,
+        track=open_tracker(name, sure, device, threads),
+    )
+
+
+def weights_hash(name: str) -> str:
+    """The sha256 of what a teacher's results come from. Raises ValueError or OSError."""
+    if name in BASELINES:
+        return hashlib.sha256(f'{name}, OpenCV {cv2.__version__}'.encode()).hexdigest()
+    path = Path(name)
+    if not path.is_file():
+        from cotracker_ros import engines
+
+        path = Path(engines.find_model(name))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Labels(NamedTuple):
+    """Tracks (T, N, 2) float32 px, visible (T, N) bool, and weight (T, N) float32 in [0, 1]: how
+    far each position, and whether it is visible, is believed; 0 where nothing is known.
+    """
+
+    tracks: np.ndarray
+    visible: np.ndarray
+    weight: np.ndarray
+
+
+def sift_queries(
+    video: np.ndarray, count: int, frames: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Queries (count, 3) of t, x, y px: SIFT keypoints of random frames of a video (T, H, W, 3),
+    every frame at most once, early ones more likely. Raises TooFewPoints.
+    """
+    early = np.linspace(1.0, 0.0, len(video), endpoint=False)  # falls evenly to nearly nothing
+    times = np.sort(
+        rng.choice(len(video), min(frames, len(video)), replace=False, p=early / early.sum())
+    )
+    sift, found = cv2.SIFT.create(), []
+    for t in times:
+        grey = cv2.cvtColor(np.ascontiguousarray(video[t]), cv2.COLOR_RGB2GRAY)
+        corners = [keypoint.pt for keypoint in sift.detect(grey, None)]
+        # One keypoint has an entry for each of its orientations.
+        places = np.unique(np.array(corners, np.float32).reshape(-1, 2), axis=0)
+        found.append(np.insert(rng.permutation(places), 0, t, axis=1))
+    share = -(-count // len(times))
+    # An equal share of each frame; what some lack, the others give.
+    chosen = np.concatenate([part[:share] for part in found] + [part[share:] for part in found])
+    if len(chosen) < count:
+        raise TooFewPoints(f'{len(chosen)} keypoints in {len(times)} frames, {count} are wanted')
+    return chosen[:count].astype(np.float32)
+
+
+def ask(teacher: Teacher, video: np.ndarray, queries: np.ndarray, round_trip: float) -> Labels:
+    """What a teacher says of queries (N, 3), from each one's frame on. Raises ValueError for
+    results that are none.
+    """
+    count, frames = len(queries), len(video)
+    xy, visible = _checked(teacher, video, queries)
+    asked = queries[:, 0].astype(int)
+    after = np.arange(frames)[:, None] >= asked
+    height, width = video.shape[1:3]
+    inside = (xy > -0.5).all(-1) & (xy < (width - 0.5, height - 0.5)).all(-1)
+    visible = visible & after & inside
+    known = after & (visible | teacher.guesses)
+    if round_trip:
+        last = np.where(visible.any(0), frames - 1 - visible[::-1].argmax(0), asked)
+        there = xy[last, np.arange(count)]
+        back = np.concatenate([(frames - 1 - last)[:, None], there], 1).astype(np.float32)
+        returned = _checked(teacher, video[::-1], back)[0][::-1]
+        near = np.linalg.norm(returned - xy, axis=-1) <= round_trip
+        between = np.arange(frames)[:, None] <= last
+        known &= (near | ~between) & near[asked, np.arange(count)]
+    return Labels(xy.astype(np.float32), visible & known, known.astype(np.float32))
+
+
+def _checked(
+    teacher: Teacher, video: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    xy, visible = teacher.track(np.ascontiguousarray(video), queries)
+    shape = len(video), len(queries)
+    if xy.shape != (*shape, 2) or visible.shape != shape:
+        raise ValueError(f'{teacher.name} gave tracks {xy.shape} and visibility {visible.shape}')
+    if not np.isfinite(xy).all():
+        raise ValueError(f'{teacher.name} gave positions that are not finite')
+    return xy, visible.astype(bool)
+
+
+def agreed(answers: Sequence[Labels], limit: float) -> Labels:
+    """What more than half of the teachers, and at least two, say: the median position of those
+    that see a point, believed by the share of all that lie within `limit` px of it.
+
+    Where they do not agree, nothing is known, hidden points included.
+    """
+    tracks, seen = np.stack([a.tracks for a in answers]), np.stack([a.visible for a in answers])
+    some = seen.any(0)
+    masked = np.where((seen | ~some)[..., None], tracks, np.nan)  # where none sees it: of all
+    middle = np.nanmedian(masked, axis=0)
+    near = seen & (np.linalg.norm(tracks - middle, axis=-1) <= limit)
+    votes = near.sum(0)
+    share = votes / len(answers)
+    visible = (share > 0.5) & (votes >= 2)
+    return Labels(
+        middle.astype(np.float32), visible, np.where(visible, share, 0).astype(np.float32)
+    )
+
+
+def label(
+    video: np.ndarray, teachers: Sequence[Teacher], config: LabelConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, Labels, list[Teacher]]:
+    """Queries (N, 3), their labels, and the teachers that gave them, of a clip (T, H, W, 3).
+
+    Tracks that are seen in fewer than two frames are left out. Raises TooFewPoints, and whatever
+    a teacher raises.
+    """
+    drawn = [teachers[int(rng.integers(len(teachers)))]]
+    asked = list(teachers) if config.together else drawn
+    queries = sift_queries(video, config.points, config.query_frames, rng)
+    answers = [ask(teacher, video, queries, config.round_trip) for teacher in asked]
+    labels = agreed(answers, config.agree) if config.together else answers[0]
+    good = labels.visible.sum(0) >= 2
+    if good.sum() < config.kept:
+        raise TooFewPoints(f'{good.sum()} of {len(queries)} tracks believed')
+    return queries[good], Labels(*(part[:, good] for part in labels)), asked
