@@ -382,10 +382,17 @@ def test_labelling_does_not_move_a_teacher(videos, tmp_path):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Ray's own files go where the tests' go, and it tells nobody about itself."""
+    """A cluster of this machine alone, which may be slow, and which tells nobody about itself."""
     pytest.importorskip('ray')
     monkeypatch.setenv('RAY_USAGE_STATS_ENABLED', '0')
-    monkeypatch.setenv('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
+    for patience in (
+        'raylet_start_wait_time_s',
+        'worker_register_timeout_seconds',
+        'gcs_server_request_timeout_seconds',
+        'gcs_rpc_server_connect_timeout_s',
+    ):
+        monkeypatch.setenv(f'RAY_{patience}', '500')  # fmt: skip
 
 
 ON_TWO_WORKERS = """
