@@ -62,27 +62,36 @@ def _wave(turn: float, times: float = 1.0) -> float:
     return math.sin(2 * math.pi * times * turn)
 
 
+def _layers(strength: float) -> tuple[Layer, ...]:
+    """Return the layers from back to front; `strength` scales how far and fast they move."""
+    s = strength
+    return (
+        Layer(
+            _photograph('coffee', 960, oval=False),
+            lambda t: (0.5 + 0.09 * s * _wave(t), 0.5 + 0.05 * s * _wave(t, 2),
+                       0.05 * s * _wave(t), 1.02 + 0.06 * s * _wave(t + 0.25)),
+        ),
+        Layer(
+            _photograph('astronaut', 270, oval=True),
+            lambda t: (0.34 - 0.20 * s * _wave(t + 0.2), 0.45 + 0.16 * s * _wave(t),
+                       0.25 * s * _wave(t), 1.0 + 0.15 * s * _wave(t + 0.5)),
+        ),
+        Layer(
+            _photograph('chelsea', 260, oval=True),
+            lambda t: (0.62 + 0.26 * s * _wave(t + 0.6), 0.60 - 0.14 * s * _wave(t, 2),
+                       -0.3 * s * _wave(t), 1.0 + 0.1 * s * _wave(t)),
+        ),
+    )  # fmt: skip
+
+
+GENTLE, HARD = 0.25, 1.0  # for a first look; and with points that are often hidden, or leave
+
+
 class Clip:
     """Layers from back to front."""
 
-    def __init__(self) -> None:
-        self.layers = (
-            Layer(
-                _photograph('coffee', 960, oval=False),
-                lambda t: (0.5 + 0.09 * _wave(t), 0.5 + 0.05 * _wave(t, 2), 0.05 * _wave(t),
-                           1.02 + 0.06 * _wave(t + 0.25)),
-            ),
-            Layer(
-                _photograph('astronaut', 270, oval=True),
-                lambda t: (0.34 - 0.20 * _wave(t + 0.2), 0.45 + 0.16 * _wave(t), 0.25 * _wave(t),
-                           1.0 + 0.15 * _wave(t + 0.5)),
-            ),
-            Layer(
-                _photograph('chelsea', 260, oval=True),
-                lambda t: (0.62 + 0.26 * _wave(t + 0.6), 0.60 - 0.14 * _wave(t, 2),
-                           -0.3 * _wave(t), 1.0 + 0.1 * _wave(t)),
-            ),
-        )  # fmt: skip
+    def __init__(self, strength: float = GENTLE) -> None:
+        self.layers = _layers(strength)
 
     def frame(self, index: int) -> np.ndarray:
         """Draw one frame (H, W, 3) uint8 RGB."""

@@ -82,11 +82,14 @@ class Recorder(Node):
         published = np.array([self.published[t] for t in stamps.tolist()])
         return {'stamps': stamps, 'ids': ids, 'xy': xy, 'flags': flags, 'published': published}
 
-    def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float) -> None:
-        """Write overlay.mp4 and overlay.png of the frames that were tracked."""
+    def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float) -> str:
+        """Write overlay.mp4 and overlay.png of the frames that were tracked; returns the codec.
+
+        `fps`: of all images; where only some were tracked, motion keeps its speed.
+        """
         shown = [t for t, stamp in enumerate(table['stamps'].tolist()) if stamp in self.pictures]
         if not shown:
-            return
+            return ''
         scale = min(1.0, WIDEST / self.size[1])
         xy = (table['xy'] + 0.5) * scale - 0.5
         visible = (table['flags'] & VISIBLE) != 0
@@ -100,11 +103,13 @@ class Recorder(Node):
             past = slice(first, t + 1)
             return draw_tracks(picture, xy[past], visible[past], table['ids'], tail=TAIL)
 
-        write_video(folder / 'overlay.mp4', (frame(t) for t in shown), fps)
+        fps *= len(shown) / len(self.pictures)
+        codec = write_video(folder / 'overlay.mp4', (frame(t) for t in shown), fps)
         chosen = np.unique(np.linspace(0, len(shown) - 1, SHEET).round().astype(int))
         small = [_shrink(frame(shown[i]), SHEET_WIDTH) for i in chosen]
         sheet = contact_sheet(small, columns=4)
         cv2.imwrite(str(folder / 'overlay.png'), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        return codec
 
 
 def _shrink(picture: np.ndarray, width: int) -> np.ndarray:
@@ -114,7 +119,7 @@ def _shrink(picture: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def summary(recorder: Recorder, table: dict[str, np.ndarray]) -> dict[str, float]:
+def summary(recorder: Recorder, table: dict[str, np.ndarray]) -> dict:
     """Return the figures of the run."""
     count = len(table['stamps'])
     if not count:
@@ -157,8 +162,8 @@ def main() -> int:
         rclpy.try_shutdown()
     table = recorder.table()
     np.savez_compressed(arguments.output / 'tracks.npz', **table)
-    recorder.draw(table, arguments.output, arguments.fps)
-    say(json.dumps(summary(recorder, table)))
+    codec = recorder.draw(table, arguments.output, arguments.fps)
+    say(json.dumps({**summary(recorder, table), 'codec': codec}))
     return 0
 
 
