@@ -67,3 +67,20 @@ MIRROR = np.array(
 OKS_SIGMA = np.array(
     [0.026, *np.repeat([0.025, 0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089], 2)]
 )
+
+
+def check_keypoints(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Return the numbers (count,) of keypoints, int32; -1: a plain point.
+
+    Raises ValueError for another shape and for numbers that are no keypoint.
+    """
+    numbers = np.asarray(numbers)
+    if numbers.shape != (count,):
+        raise ValueError(f'{count} points, but keypoint numbers of shape {numbers.shape}')
+    wrong = (numbers != numbers.astype(np.int32)) | (numbers < -1) | (numbers >= len(KEYPOINTS))
+    if wrong.any():
+        raise ValueError(
+            f'{numbers[wrong.argmax()]} is no keypoint: they go from 0, {KEYPOINTS[0]}, to '
+            f'{len(KEYPOINTS) - 1}, {KEYPOINTS[-1]}, and -1 is a plain point'
+        )
+    return numbers.astype(np.int32)

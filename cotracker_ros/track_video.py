@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import ENGINES, EngineError
+from cotracker_ros.skeleton import KEYPOINTS, NUMBER, check_keypoints
 from cotracker_ros.streaming import StreamingTracker, Tracks
 from cotracker_ros.track_recording import is_recording, track_recording
-from cotracker_ros.visualise import draw_tracks, write_video
+from cotracker_ros.visualise import draw_pose, draw_tracks, write_video
 
 CSV_COLUMNS = ('frame', 'time', 'id', 'x', 'y', 'visible', 'visibility', 'confidence')
 
@@ -56,13 +58,61 @@ def read_points(path: str | Path) -> np.ndarray:
     return np.array(rows)
 
 
+class Pose(NamedTuple):
+    """Which keypoint of which person each query is, (N,) each; a keypoint of -1: a plain point."""
+
+    keypoint: np.ndarray
+    instance: np.ndarray
+
+
+def read_pose(path: str | Path) -> tuple[np.ndarray, Pose]:
+    """Read queries (N, 3) of frame, x px, y px, and what they are, from lines of
+    `frame,x,y,keypoint,person`.
+
+    A keypoint is COCO's number or its name (cotracker_ros.skeleton); -1: a plain point. A person
+    is any whole number. Lines as in `read_points`. Raises ValueError naming the line that is none
+    of these, and for a keypoint of a person that is asked for twice.
+    """
+    rows, seen = [], set()
+    for number, line in enumerate(Path(path).read_text(encoding='utf-8-sig').splitlines(), 1):
+        text = line.strip()
+        if not text or text[0] == '#' or text[0].isalpha():
+            continue
+        where = f'{path}:{number}: {text!r}'
+        try:
+            frame, x, y, name, person = (v.strip() for v in text.replace(';', ',').split(','))
+            keypoint = NUMBER[name] if name in NUMBER else int(name)
+            row = float(frame), float(x), float(y), keypoint, int(person)
+        except ValueError:
+            raise ValueError(f'{where} is not frame,x,y,keypoint,person') from None
+        if not np.isfinite(row).all() or row[0] < 0 or row[0] != int(row[0]):
+            raise ValueError(f'{where}: a frame is 0, 1, 2 ..., x and y numbers')
+        try:
+            check_keypoints(np.array([keypoint]), 1)
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from None
+        if keypoint >= 0 and (keypoint, row[4]) in seen:
+            raise ValueError(f'{where}: {KEYPOINTS[keypoint]} of person {row[4]} comes twice')
+        seen.add((keypoint, row[4]))
+        rows.append(row)
+    if not rows:
+        raise ValueError(f'{path}: no keypoints in it')
+    table = np.array(rows)
+    return table[:, :3], Pose(*table[:, 3:].astype(np.int32).T)
+
+
 def track_frames(
-    tracker: StreamingTracker, frames: Iterable[np.ndarray], fps: float, queries: np.ndarray
+    tracker: StreamingTracker,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    queries: np.ndarray,
+    keypoints: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Tracks]]:
     """Yield every frame with its tracks, as they are computed.
 
     queries: (N, 3) of frame, x px, y px, in the order of their frames: a new tracker gives them
-    the ids 1 to N in this order. Raises ValueError for a query outside the image or, at the end,
+    the ids 1 to N in this order. keypoints: (N,) as `StreamingTracker.add_points` takes them.
+    Raises ValueError for a query outside the image or, at the end,
     beyond the last frame.
     """
     number = -1
@@ -70,13 +120,17 @@ def track_frames(
         now = queries[:, 0] == number
         if now.any():
             _check_inside(queries[now], frame.shape[:2])
-            tracker.add_points(queries[now, 1:], stamp=number / fps)
+            numbers = None if keypoints is None else keypoints[now]
+            tracker.add_points(queries[now, 1:], stamp=number / fps, keypoints=numbers)
         yield frame, tracker.track(frame, number / fps)
     _check_reached(queries, number + 1)
 
 
 def track_back(
-    tracker: StreamingTracker, open_clip: Callable[[], Video], queries: np.ndarray
+    tracker: StreamingTracker,
+    open_clip: Callable[[], Video],
+    queries: np.ndarray,
+    keypoints: np.ndarray | None = None,
 ) -> dict[int, Tracks]:
     """Return, by frame, the tracks of points before their queries: the video run in reverse.
 
@@ -89,7 +143,8 @@ def track_back(
     mirrored[:, 0] = last - mirrored[:, 0]
     before = {}
     frames = reversed_frames(open_clip, last + 1)
-    for back, (_, tracks) in enumerate(track_frames(tracker, frames, fps, mirrored)):
+    numbers = None if keypoints is None else keypoints[order]
+    for back, (_, tracks) in enumerate(track_frames(tracker, frames, fps, mirrored, numbers)):
         index, number = order[tracks.ids - 1], last - back
         early = np.flatnonzero(queries[index, 0] > number)
         rows = {
@@ -203,14 +258,27 @@ class History:
 
 
 def overlay(
-    pairs: Iterable[tuple[np.ndarray, Tracks]], history: History, tail: int, total: int | None
+    pairs: Iterable[tuple[np.ndarray, Tracks]],
+    history: History,
+    tail: int,
+    total: int | None,
+    pose: Pose | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames with their tracks drawn, adding them to `history` on the way."""
+    """Yield the frames with their tracks drawn, adding them to `history` on the way.
+
+    pose: what the points of ids 1 to N are; keypoints are drawn as skeletons, without tails.
+    """
     for frame, tracks in pairs:
         history.add(tracks)
         recent = history.arrays(tail + 1)
         _show_progress(len(history.stamps), total)
-        yield draw_tracks(frame, recent['xy'], recent['visible'], history.ids, tail)
+        if pose is None:
+            yield draw_tracks(frame, recent['xy'], recent['visible'], history.ids, tail)
+            continue
+        keypoint, instance = (x[history.ids - 1] for x in pose)
+        xy, visible, plain = recent['xy'], recent['visible'], keypoint < 0
+        frame = draw_tracks(frame, xy[:, plain], visible[:, plain], history.ids[plain], tail)
+        yield draw_pose(frame, xy[-1], visible[-1], keypoint, instance)
 
 
 def _show_progress(done: int, total: int | None, what: str = '') -> None:
@@ -231,6 +299,10 @@ def main(arguments: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--grid', type=int, default=20, help='points per side [20]')
     which.add_argument('--points', help='file with lines frame,x,y or x,y, instead of a grid')
+    which.add_argument(
+        '--pose',
+        help='file with lines frame,x,y,keypoint,person: tracks keypoints and draws skeletons',
+    )
     parser.add_argument('--grid-frame', type=int, default=0, help='where the grid starts [0]')
     parser.add_argument(
         '--backward', action='store_true', help='track points before their frame as well'
@@ -257,7 +329,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _track_video(args: argparse.Namespace) -> str:
     output = args.output or Path('tracks.mp4')
-    video, queries = _queries(args, open_video(args.video, args.fps))
+    video, queries, pose = _queries(args, open_video(args.video, args.fps))
+    keypoints = None if pose is None else pose.keypoint
 
     def new_tracker() -> StreamingTracker:
         return StreamingTracker(args.model, len(queries), args.engine, args.threads)
@@ -266,14 +339,16 @@ def _track_video(args: argparse.Namespace) -> str:
     if args.backward and queries[:, 0].any():
         if video.count is None:
             raise ValueError(f'{args.video}: a camera has no past; --backward is for files')
-        before = track_back(new_tracker(), lambda: open_video(args.video, args.fps), queries)
+        before = track_back(
+            new_tracker(), lambda: open_video(args.video, args.fps), queries, keypoints
+        )
     history = History()
-    forward = track_frames(tracker, video.frames, video.fps, queries)
+    forward = track_frames(tracker, video.frames, video.fps, queries, keypoints)
     pairs = (
         (frame, merged(tracks, before.get(number)))
         for number, (frame, tracks) in enumerate(forward)
     )
-    write_video(output, overlay(pairs, history, args.tail, video.count), video.fps)
+    write_video(output, overlay(pairs, history, args.tail, video.count, pose), video.fps)
     history.save(output, video.fps)
     visible, stem = history.arrays()['visible'], output.with_suffix('')
     frames = len(history.stamps)
@@ -284,16 +359,22 @@ def _track_video(args: argparse.Namespace) -> str:
     )
 
 
-def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray]:
-    """Return the video and the queries (N, 3) that are asked for, in the order of their frames."""
+def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray, Pose | None]:
+    """Return the video and the queries (N, 3) that are asked for, in the order of their frames,
+    and what they are where they are a pose.
+    """
+    if args.pose is not None:
+        queries, pose = read_pose(args.pose)
+        order = np.argsort(queries[:, 0], kind='stable')
+        return video, queries[order], Pose(*(part[order] for part in pose))
     if args.points is not None:
         queries = read_points(args.points)
-        return video, queries[np.argsort(queries[:, 0], kind='stable')]
+        return video, queries[np.argsort(queries[:, 0], kind='stable')], None
     frames = iter(video.frames)
     first = next(frames)
     xy = grid(args.grid, first.shape[:2])
     queries = np.concatenate([np.full((len(xy), 1), args.grid_frame), xy], 1)
-    return replace(video, frames=chain([first], frames)), queries
+    return replace(video, frames=chain([first], frames)), queries, None
 
 
 def _is_short(frames: int, promised: int | None) -> bool:
@@ -302,10 +383,11 @@ def _is_short(frames: int, promised: int | None) -> bool:
 
 
 def _track_recording(args: argparse.Namespace) -> str:
-    if args.points is not None or args.fps is not None or args.backward or args.grid_frame:
+    asked = args.points, args.pose, args.fps
+    if any(a is not None for a in asked) or args.backward or args.grid_frame:
         raise ValueError(
-            '--points, --fps, --backward and --grid-frame are for videos; of a recording the '
-            'node would have seen one image after the other'
+            '--points, --pose, --fps, --backward and --grid-frame are for videos; of a recording '
+            'the node would have seen one image after the other'
         )
     source = Path(args.video)
     output = args.output or source.with_name(f'{source.stem}_tracks')

@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros.skeleton import LIMBS, SIDE, check_keypoints
+
 _SHIFT = 4  # cv2 draws at 1/16 pixel, so slow tracks do not jump from pixel to pixel
 _TAIL_OPACITY = 0.75
 # Turns of hue and steps of lightness from one id to the next. Of 2,000 pairs tried, these keep the
@@ -90,6 +92,59 @@ def draw_tracks(
         canvas = cv2.addWeighted(tails, _TAIL_OPACITY, canvas, 1 - _TAIL_OPACITY, 0)
     for n in np.flatnonzero(exists[-1]):
         _draw_point(canvas, paths[n, -1], visible[-1, n], colours[n], scale)
+    return canvas
+
+
+LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR = (255, 150, 30), (60, 160, 255), (240, 240, 240)
+_SIDE_COLOURS = {'left': LEFT_COLOUR, 'right': RIGHT_COLOUR, 'middle': MIDDLE_COLOUR}
+
+
+def draw_pose(
+    frame: np.ndarray,
+    xy: np.ndarray,
+    visible: np.ndarray,
+    keypoint: np.ndarray,
+    instance: np.ndarray,
+) -> np.ndarray:
+    """Draw people as COCO's skeletons on a copy of the frame.
+
+    xy: (N, 2) px, NaN where a point does not exist; visible: (N,) bool; keypoint: (N,) numbers of
+    cotracker_ros.skeleton, -1 for points that are none and are left out; instance: (N,) whose
+    keypoint it is. Limbs join the keypoints of one person: the person's own left in orange, right
+    in blue, what joins the two in white; thin where an end is hidden. Hidden keypoints are hollow.
+    Raises ValueError for shapes that do not belong together and numbers that are no keypoint.
+    """
+    _check_frame(frame)
+    xy, visible = np.asarray(xy, float), np.asarray(visible, bool)
+    keypoint, instance = check_keypoints(keypoint, len(xy)), np.asarray(instance)
+    if xy.shape != (len(xy), 2) or visible.shape != (len(xy),) or instance.shape != (len(xy),):
+        raise ValueError(
+            f'xy must be (N, 2), visible and instance (N,); got {xy.shape}, {visible.shape} and '
+            f'{instance.shape}'
+        )
+    canvas = np.ascontiguousarray(frame).copy()
+    scale = max(frame.shape[:2]) / 640
+    limit = np.array(frame.shape[1::-1])
+    fixed = np.clip(np.nan_to_num(xy), -limit, 2 * limit) * (1 << _SHIFT)
+    fixed = np.round(fixed).astype(int)
+    named = np.flatnonzero((keypoint >= 0) & np.isfinite(xy).all(1))
+    at = {(int(instance[n]), int(keypoint[n])): n for n in named}
+    rim, bold, thin = (max(1, round(width * scale)) for width in (5, 3, 1.2))
+    for person in sorted({who for who, _ in at}):
+        for one, other in LIMBS:
+            ends = at.get((person, one)), at.get((person, other))
+            if ends[0] is None or ends[1] is None:
+                continue
+            first, last = (tuple(int(v) for v in fixed[n]) for n in ends)
+            sides = {SIDE[one], SIDE[other]} - {'middle'}
+            colour = _SIDE_COLOURS[sides.pop() if len(sides) == 1 else 'middle']
+            seen = visible[list(ends)].all()
+            if seen:
+                cv2.line(canvas, first, last, (16, 16, 16), rim, cv2.LINE_AA, _SHIFT)
+            cv2.line(canvas, first, last, colour, bold if seen else thin, cv2.LINE_AA, _SHIFT)
+    for n in named:
+        colour = _SIDE_COLOURS[SIDE[keypoint[n]]]
+        _draw_point(canvas, fixed[n], visible[n], colour, scale)
     return canvas
 
 

@@ -200,3 +200,28 @@ def test_a_model_that_is_not_there(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / 'frames' / '0.png'), np.zeros((96, 128, 3), np.uint8))
     assert run(tmp_path / 'frames', '--model', tmp_path / 'none.onnx') == 1
     assert 'none.onnx' in capsys.readouterr().err
+
+
+def test_a_pose_is_tracked_and_drawn_as_a_skeleton(clip, tmp_path, capsys):
+    pose, output = tmp_path / 'pose.csv', tmp_path / 'pose.mp4'
+    lines = ['frame,x,y,keypoint,person', '2,50,70,left_hip,1', '0,30,20,5,1', '0,90,20,-1,0']
+    pose.write_text('\n'.join(lines))
+    assert run(clip, '--pose', pose, '--output', output) == 0
+    saved = np.load(tmp_path / 'pose.npz')
+    np.testing.assert_allclose(saved['xy'][3], [[30, 20], [90, 20], [50, 70]], atol=1e-4)
+    video = cv2.VideoCapture(str(output))
+    frames = [video.read()[1].astype(int) for _ in range(10)]
+    middle = [frame[45, 40] - frame[45, 80] for frame in frames]  # of shoulder and hip
+    assert np.abs(middle[1]).max() < 20 < np.abs(middle[4]).max()
+    assert middle[4][2] - middle[4][0] > 40  # orange: the person's left
+
+    for line, message in (
+        ('0,30,20,17,1', '17 is no keypoint: they go from 0, nose, to 16, right_ankle'),
+        ('0,30,20,tail,1', 'is not frame,x,y,keypoint,person'),
+        ('0,30,20,5', 'is not frame,x,y,keypoint,person'),
+        ('0,30,20,5,1', 'left_shoulder of person 1 comes twice'),
+    ):
+        pose.write_text('\n'.join([*lines, line]))
+        assert run(clip, '--pose', pose, '--output', output) == 1
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and f'{pose}:5' in error and message in error

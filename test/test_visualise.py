@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from cotracker_ros import visualise
+from cotracker_ros.skeleton import NUMBER
 from cotracker_ros.visualise import (
+    LEFT_COLOUR,
+    MIDDLE_COLOUR,
+    RIGHT_COLOUR,
     contact_sheet,
     draw_errors,
+    draw_pose,
     draw_tracks,
     id_colours,
     titled,
@@ -167,3 +172,73 @@ def test_a_video_that_cannot_be_written_says_why(tmp_path, name, frames, error, 
     with pytest.raises(error, match=message):
         write_video(tmp_path / name, frames, 10)
     assert not list(tmp_path.iterdir())
+
+
+def person(shift=0.0):
+    """A standing person of COCO's 17 keypoints, facing us: xy (17, 2) px."""
+    x = [0, 3, -3, 6, -6, 20, -20, 26, -26, 28, -28, 12, -12, 13, -13, 14, -14]
+    y = [0, -3, -3, -2, -2, 20, 20, 45, 45, 70, 70, 75, 75, 110, 110, 145, 145]
+    return 4 * np.stack([np.array(x) + 80.0 + shift, np.array(y) + 30.0], 1)
+
+
+def shade(picture, xy):
+    """The colour at a place."""
+    x, y = np.round(xy).astype(int)
+    return picture[y, x].astype(int)
+
+
+def test_a_pose_has_limbs_in_the_colours_of_its_sides():
+    frame, xy = np.zeros((800, 640, 3), np.uint8), person()
+    visible, keypoint, person_of = np.ones(17, bool), np.arange(17), np.zeros(17, int)
+    picture = draw_pose(frame, xy, visible, keypoint, person_of)
+    assert not frame.any()
+    for limb, colour in (
+        (('left_elbow', 'left_wrist'), LEFT_COLOUR),
+        (('right_hip', 'right_knee'), RIGHT_COLOUR),
+        (('left_hip', 'right_hip'), MIDDLE_COLOUR),
+    ):
+        middle = xy[[NUMBER[name] for name in limb]].mean(0)
+        assert np.abs(shade(picture, middle) - colour).max() < 40
+    assert np.abs(shade(picture, xy[NUMBER['left_knee']]) - LEFT_COLOUR).max() < 5
+    # Nothing joins knee and knee.
+    assert not shade(picture, xy[[NUMBER['left_knee'], NUMBER['right_knee']]].mean(0)).any()
+
+
+def test_hidden_keypoints_are_hollow_and_missing_ones_are_not_drawn():
+    frame, xy = np.zeros((800, 640, 3), np.uint8), person()
+    visible, everyone = np.ones(17, bool), np.zeros(17, int)
+    ankle, knee, wrist = (NUMBER[f'left_{n}'] for n in ('ankle', 'knee', 'wrist'))
+    visible[ankle] = False
+    xy[wrist] = np.nan
+    picture = draw_pose(frame, xy, visible, np.arange(17), everyone)
+    full = draw_pose(frame, xy, np.ones(17, bool), np.arange(17), everyone)
+    # Below the ankle's middle, where no limb ends, a ring has a hole.
+    below = xy[ankle] + [0, 2]
+    assert not shade(picture, below).any() and shade(full, below).any()
+    assert not picture[380:420, 416:448].any()
+    shin = xy[[ankle, knee]].mean(0).round().astype(int)
+    across = slice(shin[0] - 20, shin[0] + 21)
+    width = [(p[shin[1], across].max(-1) > 60).sum() for p in (picture, full)]
+    assert 0 < width[0] < width[1]  # thin where an end is hidden
+
+
+def test_limbs_join_one_person_and_plain_points_are_left_out():
+    frame = np.zeros((800, 1280, 3), np.uint8)
+    xy = np.concatenate([person(), person(140.0)])
+    keypoint, visible = np.tile(np.arange(17), 2), np.ones(34, bool)
+    two = draw_pose(frame, xy, visible, keypoint, np.repeat([3, 8], 17))
+    alone = draw_pose(frame, xy[:17], visible[:17], keypoint[:17], np.full(17, 3))
+    assert np.array_equal(two[:, :560], alone[:, :560]) and two[:, 720:].any()
+    assert not two[:, 460:740].any()
+    assert not draw_pose(frame, xy, visible, np.full(34, -1), np.zeros(34)).any()
+
+
+def test_a_pose_that_is_none_is_refused():
+    frame, xy = np.zeros((800, 640, 3), np.uint8), person()
+    ones = np.ones(17)
+    with pytest.raises(ValueError, match='17 is no keypoint: they go from 0, nose, to 16'):
+        draw_pose(frame, xy, ones, np.arange(1, 18), ones)
+    with pytest.raises(ValueError, match='17 points, but keypoint numbers of shape'):
+        draw_pose(frame, xy, ones, np.arange(5), ones)
+    with pytest.raises(ValueError, match='visible and instance'):
+        draw_pose(frame, xy, ones[:3], np.arange(17), ones)
