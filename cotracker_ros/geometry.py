@@ -1,20 +1,18 @@
-"""Every conversion between camera, model and feature pixels.
+"""Every conversion between camera and model pixels.
 
 Pixels: x right, y down, (0, 0) is the centre of the top-left pixel, so an image of width W covers
 -0.5 to W - 0.5. Points are arrays (..., 2) of x, y: numpy arrays or torch tensors alike (torch is
 not imported). Sizes are (H, W), the order of array shapes.
 
-Three ways of resizing an image are in use, and each has its own way of moving points; a caller
-must use the pair that belongs together:
+Three ways of resizing an image are in use, and each has its own way of moving points. A model says
+which of POINTS belongs to it; images go with them:
 
-- `rescale` with `cv2.resize` or `interpolate(align_corners=False)`: edges stay edges. The
-streaming
-  runtime: it is the only convention that an anti-aliased (area) reduction can have.
-- `rescale_aligned` with `interpolate(align_corners=True)`: corner centres stay corner centres. The
-  published versions 2 and 3, in the predictors.
-- `rescale_plain`: version 1's published way, a plain ratio, with `align_corners=True` images too;
-it
-  shifts points by up to half a pixel, and its weights were measured with it.
+- 'edges': edges stay edges, as `cv2.resize` or `interpolate(align_corners=False)`. The real-time
+  model: it is the only convention that an anti-aliased (area) reduction can have.
+- 'aligned': corner centres stay corner centres, as `interpolate(align_corners=True)`. The
+  published versions 2 and 3.
+- 'ratio': version 1's published way, images as 'edges' and points by a plain ratio; it shifts
+  points by up to half a pixel, and its weights were measured with it.
 """
 
 import numpy as np
@@ -44,14 +42,7 @@ def rescale_plain(xy, source, target):
     return xy * _as(xy, (target[1] / source[1], target[0] / source[0]))
 
 
-def to_features(xy, stride):
-    """Model pixels as feature pixels of a map with that stride (a published convention: x / k)."""
-    return xy / stride
-
-
-def from_features(xy, stride):
-    """Feature pixels of a map with that stride as model pixels."""
-    return xy * stride
+POINTS = {'edges': rescale, 'aligned': rescale_aligned, 'ratio': rescale_plain}
 
 
 def inside(xy, size):

@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cotracker_ros.geometry import rescale, rescale_aligned, rescale_plain
+from cotracker_ros import geometry
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.model.cotracker import CoTracker, Stream, Tracks
-from cotracker_ros.streaming import is_visible
+from cotracker_ros.model.config import ModelFacts
+from cotracker_ros.model.cotracker import Stream, Tracks
 from cotracker_ros.streaming.image import resize
 
 ITERATIONS = 6
-VISIBLE_OFFLINE = 0.9  # visibility above which the published predictor calls a point visible
 DENSE_GRID = 80  # points per row of one pass of the dense mode
 
 
@@ -40,6 +39,17 @@ def grid_points(size: int, extent: tuple[int, int]) -> Tensor:
     y = torch.linspace(margin, height - margin, size)
     x = torch.linspace(margin, width - margin, size)
     return torch.cartesian_prod(y, x).flip(1)
+
+
+def fit_video(video: Tensor, facts: ModelFacts) -> Tensor:
+    """Resize frames (T, 3, H, W), 0 to 255, to the size that a model is given, in its own way."""
+    size = facts.picture_size
+    if facts.causal:  # as on a robot
+        images = video.round().clamp(0, 255).to('cpu', torch.uint8).permute(0, 2, 3, 1).numpy()
+        resized = np.stack([resize(image, size, facts.resize) for image in images])
+        return torch.from_numpy(resized).permute(0, 3, 1, 2).to(video)
+    aligned = facts.resize == 'aligned'
+    return F.interpolate(video, size, mode='bilinear', align_corners=aligned)
 
 
 class _Predictor(nn.Module):
@@ -57,8 +67,8 @@ class _Predictor(nn.Module):
             self.model = model.eval()
             return
         self.model = load_checkpoint(checkpoint)
-        if not isinstance(self.model, CoTracker):
-            return  # the real-time model, of which these arguments say nothing
+        if self.model.facts.causal:
+            return  # a model of frame by frame, of which these arguments say nothing
         found = self.model.config
         if found.name not in (name, 'cotracker1'):
             raise ValueError(
@@ -72,30 +82,13 @@ class _Predictor(nn.Module):
         """Extent (H, W) that frames are resized to."""
         return self.model.image_size
 
-    @property
-    def real_time(self) -> bool:
-        """Whether the real-time model runs, which goes from frame to frame."""
-        return not isinstance(self.model, CoTracker)
-
     def _rescale(self, xy: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
         """Move points from frames of one size to another, as this version has it."""
-        if self.real_time:
-            return rescale(xy, source, target)
-        move = rescale_aligned if self.model.config.aligned_corners else rescale_plain
-        return move(xy, source, target)
+        return geometry.POINTS[self.model.facts.resize](xy, source, target)
 
     def _frames(self, video: Tensor) -> Tensor:
-        """Resize a video to the model's size."""
-        if self.real_time:  # as on a robot
-            images = video.round().clamp(0, 255).to('cpu', torch.uint8).permute(0, 1, 3, 4, 2)
-            resized = [
-                [resize(image, self.interp_shape) for image in clip.numpy()] for clip in images
-            ]
-            frames = torch.from_numpy(np.array(resized)).permute(0, 1, 4, 2, 3)
-            return frames.to(self._weight)
-        frames = video.flatten(0, 1).to(self._weight)
-        aligned = self.model.config.aligned_corners
-        frames = F.interpolate(frames, self.interp_shape, mode='bilinear', align_corners=aligned)
+        """Resize a video (B, T, 3, H, W) to the model's size."""
+        frames = fit_video(video.flatten(0, 1).to(self._weight), self.model.facts)
         return frames.unflatten(0, video.shape[:2])
 
     @property
@@ -105,7 +98,7 @@ class _Predictor(nn.Module):
 
     def _run(self, frames: Tensor, queries: Tensor) -> Tracks:
         """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W)."""
-        if not self.real_time:
+        if not self.model.facts.causal:
             return self.model(frames, queries, ITERATIONS)
         clips = [vars(self.model.track(*clip)) for clip in zip(frames, queries, strict=True)]
         return Tracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
@@ -211,10 +204,11 @@ class CoTrackerPredictor(_Predictor):
         """Track points (B, N, 3) in model pixels; `support` adds a grid of helping points."""
         count, length = points.shape[1], frames.shape[1]
         queries = points
-        if support and not self.real_time:
+        if support and self.model.facts.support_grid:
             queries = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
         tracks = self._run(frames, queries)
-        xy, visible = tracks.xy, self._seen(tracks)
+        seen = self.model.facts.visible_whole
+        xy, visible = tracks.xy, seen(tracks.visibility, tracks.confidence)
         asked = points[:, None, :, 0].long()  # (B, 1, N)
         time = torch.arange(length, device=asked.device)[:, None]
         if backward:
@@ -222,18 +216,12 @@ class CoTrackerPredictor(_Predictor):
             back = self._run(frames.flip(1), mirrored)
             before = time < queries[:, None, :, 0]
             xy = torch.where(before[..., None], back.xy.flip(1), xy)
-            visible = torch.where(before, self._seen(back).flip(1), visible)
+            visible = torch.where(before, seen(back.visibility, back.confidence).flip(1), visible)
         xy, visible = xy[:, :, :count], visible[:, :, :count]
         # In its own frame a point is where it was asked for.
         xy = torch.where((time == asked)[..., None], points[:, None, :, 1:], xy)
         visible = visible | (time == asked)
         return self._rescale(xy, self.interp_shape, video.shape[-2:]), visible
-
-    def _seen(self, tracks: Tracks) -> Tensor:
-        """Return whether a point is called visible (B, T, N)."""
-        if self.real_time:
-            return is_visible('realtime', tracks.visibility, tracks.confidence)
-        return tracks.visibility > VISIBLE_OFFLINE
 
 
 class CoTrackerOnlinePredictor(_Predictor):
@@ -251,12 +239,12 @@ class CoTrackerOnlinePredictor(_Predictor):
         window_len: int = 16,
     ) -> None:
         super().__init__(checkpoint, offline, v2, window_len)
-        if self.real_time:
+        if self.model.facts.causal:
             raise ValueError(
                 f'{checkpoint} holds the real-time model, which takes frames and not chunks: '
                 'cotracker_ros.streaming.StreamingTracker'
             )
-        if not self.model.config.sliding:
+        if not self.model.facts.sliding:
             raise ValueError('an offline network cannot track chunk by chunk; pass offline=False')
         self.stream: Stream | None = None
         self.count = 0  # points asked for; support points come after them
@@ -307,7 +295,7 @@ class CoTrackerOnlinePredictor(_Predictor):
             new = Tracks(*(torch.cat([old[:, :start], value], dim=1) for old, value in pairs))
         self.so_far = new
         xy = self._rescale(new.xy, self.interp_shape, video_chunk.shape[-2:])
-        return xy, is_visible(self.model.config.name, new.visibility, new.confidence)
+        return xy, self.model.facts.visible(new.visibility, new.confidence)
 
     def _register(
         self, video: Tensor, queries: Tensor | None, size: int, frame: int, support: bool

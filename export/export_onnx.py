@@ -29,7 +29,8 @@ from cotracker_ros.engines import EngineError, Metadata, compare, load, spec
 from cotracker_ros.engines.metadata import KEY
 from cotracker_ros.engines.torch_engine import TorchEngine, describe
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.model.step import Step, build_step
+from cotracker_ros.model.registry import build_step, shape_of
+from cotracker_ros.model.step import Step
 from export import graph, precision
 from export.graph import OPSET, ExportError
 
@@ -156,41 +157,20 @@ def check_parity(step: Step, path: Path, meta: dict, slots: int) -> str:
     return compare.table(found, engine.precision, engine.name)
 
 
-def read_model(args: argparse.Namespace) -> tuple[nn.Module, str]:
-    """The network, and where its weights come from."""
+def read_model(args: argparse.Namespace) -> nn.Module:
+    """The network of the command line."""
     if args.checkpoint:
         model = load_checkpoint(args.checkpoint, args.resolution)
-        provenance = _provenance(args.checkpoint)
     else:
         torch.manual_seed(0)
         model = build_model(args.model, args.resolution)
-        provenance = 'random weights: a stand-in'
-    name = getattr(model.config, 'name', 'realtime')
-    if name == 'cotracker1':
-        raise ExportError(
-            'cotracker1 cannot be streamed: its weights mix the visibility of '
-            'neighbouring points, so that empty slots would change the others'
-        )
-    if name == 'cotracker3_offline':
-        raise ExportError(
-            'cotracker3_offline sees the whole video at once; '
-            'export the cotracker3_online checkpoint'
-        )
-    if args.window and args.window != model.config.window:
-        weights = model.state_dict()
-        model = build_model(name, args.resolution, window=args.window)
-        model.load_state_dict(weights, strict=True)
-    return model.eval(), args.provenance or provenance
-
-
-def _provenance(checkpoint: Path) -> str:
-    """What a .safetensors file says of itself, else its name."""
-    if checkpoint.suffix == '.safetensors':
-        from safetensors import safe_open
-
-        with safe_open(checkpoint, 'pt') as file:
-            return (file.metadata() or {}).get('provenance', checkpoint.name)
-    return checkpoint.name
+    if args.window and args.window != model.facts.window:
+        changes = {**shape_of(model), 'window': args.window}
+        other = build_model(model.facts.name, args.resolution, **changes)
+        other.load_state_dict(model.state_dict(), strict=True)
+        other.origin = model.origin
+        model = other
+    return model.eval()
 
 
 def resolution(text: str) -> tuple[int, int]:
@@ -212,7 +192,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--iterations',
         type=int,
-        help='refinements per frame (default: as the model was made for, or 1)',
+        help='refinements per frame [as the model was made for]',
     )
     parser.add_argument('--window', type=int, help='frames (default: of the checkpoint)')
     parser.add_argument('--resolution', type=resolution, help='HxW of the model, e.g. 384x512')
@@ -226,10 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Export, check and compare; returns the exit status."""
     args = parse(arguments)
     try:
-        model, provenance = read_model(args)
-        iterations = args.iterations or getattr(model.config, 'iterations', 1)
-        step = build_step(model, iterations).eval()
-        meta = describe(model, step, args.precision, provenance)
+        model = read_model(args)
+        step = build_step(model, args.iterations).eval()
+        meta = describe(model, step, args.precision, args.provenance)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, and moved there once proven: nobody loads a half-written file.
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:

@@ -34,7 +34,7 @@ def reference(checkpoint: Path, model: Path, cameras: int, slots: int) -> Engine
     from cotracker_ros.engines.metadata import Metadata
     from cotracker_ros.engines.torch_engine import TorchEngine, describe
     from cotracker_ros.model import load_checkpoint
-    from cotracker_ros.model.step import build_step
+    from cotracker_ros.model.registry import build_step
 
     meta = read_metadata(model)
     network = load_checkpoint(checkpoint, meta.image_size)

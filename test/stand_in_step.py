@@ -24,6 +24,8 @@ METADATA = {
     'height': 32,
     'width': 48,
     'image_scale': 1,
+    'resize': 'edges',
+    'visible': 'visibility x confidence > 0.6',
     'window': 4,
     'iterations': 1,
     'precision': 'fp32',

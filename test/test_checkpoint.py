@@ -11,7 +11,7 @@ from golden_rule import FAMILY, KEYS, published_state  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
-from cotracker_ros.model.checkpoint import notes  # noqa: E402
+from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 
 FILES = {
     'cotracker1': 'cotracker_stride_4_wind_8.pth',
@@ -103,8 +103,10 @@ def test_unreadable_files_are_refused(tmp_path):
 def test_what_the_keys_do_not_tell_may_be_noted_in_the_file(name, tmp_path):
     model = build_model(name, (64, 96), window=12)
     path = tmp_path / 'mine.safetensors'
-    save_file(model.state_dict(), path, metadata=notes(model))
-    assert load_checkpoint(path, (64, 96)).config == model.config
+    older = {'window': '12', 'stride': '4'}
+    for metadata in (checkpoint_metadata(model), older):
+        save_file(model.state_dict(), path, metadata=metadata)
+        assert load_checkpoint(path, (64, 96)).config == model.config
     save_file(model.state_dict(), path, metadata={'window': 'many'})
     with pytest.raises(ValueError, match='cannot be told; name the file like'):
         load_checkpoint(path, (64, 96))

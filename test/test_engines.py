@@ -178,14 +178,15 @@ def test_a_keypoint_is_an_input_that_nobody_need_know(name, path, tmp_path):
 @pytest.mark.parametrize('form', [1, 2])
 def test_older_files_run(name, form, path):
     model = onnx.load(path)
-    old = {k: v for k, v in stand_in_step.METADATA.items() if k != 'image_scale'}
+    new = ('image_scale', 'resize', 'visible')
+    old = {k: v for k, v in stand_in_step.METADATA.items() if k not in new}
     onnx.helper.set_model_props(model, {'cotracker_ros': json.dumps(old | {'format': form})})
     onnx.save(model, path)
     engine = load(path, available(name), threads=1)
     assert engine.metadata.image_scale == 1 and engine.metadata.picture_size == (32, 48)
     onnx.helper.set_model_props(model, {'cotracker_ros': json.dumps(old | {'format': 3})})
     onnx.save(model, path)
-    refused('its metadata lacks a valid image_scale', path, name)
+    refused('its metadata lacks a valid image_scale, resize, visible', path, name)
 
 
 @pytest.mark.parametrize('name', INSTALLED[:2])
@@ -291,7 +292,7 @@ def test_a_recorded_torch_step_is_the_step():
     torch = pytest.importorskip('torch')
     from cotracker_ros.engines.torch_engine import TorchEngine, constants_made_once, describe
     from cotracker_ros.model import build_model
-    from cotracker_ros.model.step import build_step
+    from cotracker_ros.model.registry import build_step
 
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96)).eval()

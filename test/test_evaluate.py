@@ -77,7 +77,7 @@ class Recorder(engines.Engine):
         words = {'version': '', 'precision': 'fp32', 'licence': '', 'weights_sha256': ''}
         metadata = Metadata(
             format=1, model='m', height=size[0], width=size[1], window=8, iterations=1,
-            provenance='', **words,
+            provenance='', image_scale=1, resize='edges', visible='visibility > 0.5', **words,
         )  # fmt: skip
         super().__init__(metadata, 1, slots, 0)
         self.images, self.asked = [], []

@@ -209,7 +209,7 @@ def test_engines_agree_with_torch(exported, name, cameras, slots):
     from cotracker_ros.engines.metadata import Metadata
     from cotracker_ros.engines.torch_engine import TorchEngine, describe
     from cotracker_ros.model import build_model
-    from cotracker_ros.model.step import build_step
+    from cotracker_ros.model.registry import build_step
 
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96))

@@ -56,10 +56,6 @@ def test_whole_numbers_are_not_truncated():
     np.testing.assert_allclose(geometry.rescale(np.array([1, 1]), (3, 3), (6, 9)), [4, 2.5])
 
 
-def test_feature_pixels():
-    np.testing.assert_array_equal(geometry.from_features(geometry.to_features(XY, 4), 4), XY)
-
-
 def test_inside_includes_the_outer_edges_of_the_border_pixels():
     xy = np.array([[-0.5, -0.5], [9.5, 4.5], [9.6, 0], [0, 4.6], [-0.6, 0]])
     assert geometry.inside(xy, (5, 10)).tolist() == [True, True, False, False, False]

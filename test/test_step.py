@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: E402
 from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model import embeddings as emb  # noqa: E402
-from cotracker_ros.model.step import build_step  # noqa: E402
+from cotracker_ros.model.registry import build_step  # noqa: E402
 
 SIZE = (64, 96)
 SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16}

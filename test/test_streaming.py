@@ -438,14 +438,6 @@ def test_the_shipped_model(tmp_path):
     tracker.close()
 
 
-def test_visible_is_what_each_model_means_by_it():
-    from cotracker_ros.streaming import is_visible
-
-    visibility, confidence = np.array([0.55, 0.45, 0.9]), np.array([0.1, 0.9, 0.8])
-    assert is_visible('realtime', visibility, confidence).tolist() == [True, False, True]
-    assert is_visible('cotracker3_online', visibility, confidence).tolist() == [False, False, True]
-
-
 def test_keypoints_reach_a_model_that_knows_them(tmp_path):
     tracker = StreamingTracker(stand_in_step.write(tmp_path / 'k.onnx', keypoints=True), 4)
     tracker.add_points([[10, 10], [20, 10]], keypoints=np.array([3, -1]))

@@ -1,6 +1,7 @@
 """Training: configuration, exact resume, what is published; a step lowers the loss."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,15 @@ pytest.importorskip('tensorboard')
 
 import yaml  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros.engines import find_model  # noqa: E402
+from cotracker_ros.engines.torch_engine import describe  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
+from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
+from cotracker_ros.model.config import Origin  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
+from cotracker_ros.model.registry import build_step  # noqa: E402
 from train.config import TrainConfig, read_config  # noqa: E402
 from train.data.batch import Clips  # noqa: E402
 from train.data.loader import ClipStream, StreamConfig  # noqa: E402
@@ -40,6 +46,9 @@ CONFIG = TrainConfig(
         'features': 8, 'width': 16, 'heads': 2, 'virtual': 2,
     },
 )  # fmt: skip
+
+
+CONFIGURED = {'model': 'realtime', 'shape': json.dumps(CONFIG.shape)}
 
 
 def test_a_config_is_read_by_its_names():
@@ -135,6 +144,7 @@ def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tm
     run.train(math.inf)
     with safe_open(tmp_path / 'realtime.safetensors', 'pt') as file:
         assert 'procedural' in file.metadata()['provenance']
+        assert file.metadata()['licence'] == 'Apache-2.0'
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     average, newest = run.average.module.state_dict(), run.model.state_dict()
     for name in ('refiner.embed.0.weight', 'encoder.stem.0.weight'):
@@ -143,6 +153,27 @@ def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tm
     assert kept['calibration.weight'].abs().max() > 0
     assert kept['calibration.bias'].abs().min() > 0
     run.model.load_state_dict(kept)  # strict
+
+
+def test_weights_stay_under_the_licence_of_those_they_began_with(tmp_path):
+    start = tmp_path / 'start.safetensors'
+    model = build_model('realtime', CONFIG.scene.size, **CONFIG.shape)
+    model.origin = Origin('CC-BY-NC-4.0', 'weights of a university')
+    save_file(model.state_dict(), start, metadata=checkpoint_metadata(model))
+    config = dataclasses.replace(CONFIG, start=str(start), licence='CC-BY-4.0')
+    run = Run(config, tmp_path / 'run', 'cpu')
+    run.save()
+    save_file(model.state_dict(), start, metadata={'licence': 'Apache-2.0', **CONFIGURED})
+    again = Run(config, tmp_path / 'run', 'cpu')  # resumed: what it began with is what counts
+    for each in (run, again):
+        found = load_checkpoint(each.publish(), CONFIG.scene.size)
+        assert found.facts.origin.licence == 'CC-BY-NC-4.0 AND CC-BY-4.0'
+        assert found.facts.origin.provenance.endswith('began as: weights of a university')
+    on = dataclasses.replace(CONFIG, start=str(run.publish()))
+    second = load_checkpoint(Run(on, tmp_path / 'second', 'cpu').publish())
+    assert second.facts.origin.licence == 'CC-BY-NC-4.0 AND CC-BY-4.0'
+    wrote = json.loads(json.dumps(describe(second, build_step(second))))
+    assert wrote['licence'] == 'CC-BY-NC-4.0 AND CC-BY-4.0'
 
 
 def test_training_on_one_batch_lowers_its_loss(tmp_path):

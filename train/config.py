@@ -20,6 +20,7 @@ class TrainConfig:
     shape: dict[str, Any] = field(default_factory=dict)  # what differs from its own
     start: str = ''  # weights to go on from
     data: str = ''  # folder of Kubric sequences; else procedural video
+    licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
     textures: str = ''  # folder of photographs for procedural scenes to wear
     steps: int = 4000
     seed: int = 1

@@ -93,10 +93,10 @@ def latency(args: argparse.Namespace) -> dict:
 
     settings = []
     for path in args.checkpoint:
-        config = load_checkpoint(path).config
+        facts = load_checkpoint(path).facts
         late = {'per frame': 0}
-        if getattr(config, 'sliding', False):
-            late |= {'as first told': config.window // 2 - 1, 'final': config.window - 1}
+        if facts.sliding:
+            late |= {'as first told': facts.window // 2 - 1, 'final': facts.window - 1}
         settings += [(path, m, frames, n) for m, frames in late.items() for n in ITERATIONS]
     sets, results = read_clips(args, args.clips), {}
     for path, mode, frames, count in _bar('latency', settings):
@@ -121,7 +121,7 @@ def window(args: argparse.Namespace) -> dict:
     sets, results = read_clips(args, args.clips), {}
     for path in args.checkpoint:
         model = load_checkpoint(path)
-        real_time = hasattr(model.config, 'strides')
+        real_time = model.facts.causal
         stride = model.config.strides[0] if real_time else model.config.stride
         sizes = [size for size in WINDOWS if real_time and size < model.config.window]
         rows = results.setdefault(f'{path.name}, stride {stride}', [])

@@ -167,26 +167,23 @@ def whole_video(
     tracked alone; CoTracker3 was measured with 8, CoTracker 1 with 6.
     as_first_told: of a network of sliding windows take each frame from the first window that
     holds it, half a window late at most, where else the last window has its say. sure: see
-    open_tracker. Raises ValueError for a checkpoint that cannot be loaded.
+    open_tracker; the model's own rule is that of whole videos, as in CoTrackerPredictor, or, as
+    first told, that of its online use. Raises ValueError for a checkpoint that cannot be loaded.
     """
     import torch
 
     from cotracker_ros import geometry
     from cotracker_ros.model import load_checkpoint
-    from cotracker_ros.streaming import is_visible
-    from cotracker_ros.streaming.image import resize
+    from cotracker_ros.predictor import fit_video
 
     loaded = isinstance(checkpoint, torch.nn.Module)
     model = (checkpoint if loaded else load_checkpoint(checkpoint)).to(device)
-    size = model.image_size
-    published = getattr(model.config, 'name', '')  # of CoTracker 1, 2 or 3
-    if as_first_told and not getattr(model.config, 'sliding', False):
+    facts = model.facts
+    size, move = facts.image_size, geometry.POINTS[facts.resize]
+    if as_first_told and not facts.sliding:
         raise ValueError(f'{checkpoint}: only a network of sliding windows tells a frame twice')
-    move = {'': geometry.rescale, 'cotracker1': geometry.rescale_plain}.get(
-        published, geometry.rescale_aligned
-    )
-    usual = {'': 0, 'cotracker1': 6}.get(published, 5)
-    side = usual if grid is None else grid
+    is_visible = facts.visible if as_first_told else facts.visible_whole
+    side = facts.support_grid if grid is None else grid
     steps = {} if iterations is None else {'iterations': iterations}
 
     def run(video: torch.Tensor, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,18 +194,14 @@ def whole_video(
             else:
                 tracks = model.track(video, asked, **steps)
         if sure is None:
-            seen = is_visible(published or 'realtime', tracks.visibility, tracks.confidence)
+            seen = is_visible(tracks.visibility, tracks.confidence)
         else:
             seen = tracks.visibility > sure
         return tracks.xy.cpu().numpy(), seen.cpu().numpy()
 
     def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        frames = video if published else np.stack([resize(frame, size) for frame in video])
-        images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
-        if published:
-            images = torch.nn.functional.interpolate(
-                images, size, mode='bilinear', align_corners=True
-            )
+        images = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float()
+        images = fit_video(images, facts)
         asked = np.concatenate([queries[:, :1], move(queries[:, 1:], video.shape[1:3], size)], 1)
         extra = support_grid(size, side)
         if local_grid or alone:

@@ -33,8 +33,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.model.checkpoint import notes
-from cotracker_ros.streaming import is_visible
+from cotracker_ros.model.checkpoint import checkpoint_metadata
+from cotracker_ros.model.config import PERMISSIVE, Origin
 from cotracker_ros.visualise import contact_sheet, draw_tracks
 from train.config import TrainConfig, read_config
 from train.data.batch import Clips
@@ -59,7 +59,7 @@ class Objective(nn.Module):
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """Losses of a batch of the clips first, first + 1, ... of the run."""
         c = self.config
-        if c.network != 'realtime':
+        if not self.model.facts.causal:
             device = clips.video.device.type
             with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
                 return window_losses(self.model, clips, c.iterations, c.loss)
@@ -88,7 +88,7 @@ class Run:
         self.objective: nn.Module = Objective(self.model, config)
         encoder = list(self.model.encoder.parameters())
         rest = [p for name, p in self.model.named_parameters() if not name.startswith('encoder.')]
-        if config.network == 'realtime':
+        if self.model.facts.causal:
             # Batch norm stays as the contrastive stage left it.
             self.model.eval()
             self.model.encoder.requires_grad_(config.realtime.fresh > 0)
@@ -116,10 +116,14 @@ class Run:
             raise ValueError(f'shape {c.shape} is not of {c.network}: {error}') from error
         try:
             if c.start:
-                model.load_state_dict(load_checkpoint(c.start).state_dict())
+                begun = load_checkpoint(c.start)
+                model.load_state_dict(begun.state_dict())
+                model.origin = begun.origin
             elif encoder:
                 saved = torch.load(encoder, map_location='cpu', weights_only=True)
                 model.encoder.load_state_dict(saved['encoder'])
+                licence = saved.get('licence', PERMISSIVE)
+                model.origin = Origin(licence, saved.get('provenance', 'an encoder of stage 1'))
         except (OSError, KeyError, RuntimeError) as error:
             reason = str(error).partition('\n')[0]
             raise ValueError(f'cannot begin with {c.start or encoder}: {reason}') from error
@@ -141,6 +145,7 @@ class Run:
         self.average.load_state_dict(saved['average'])
         self.optimiser.load_state_dict(saved['optimiser'])
         self.step = saved['step']
+        self.model.origin = Origin(*saved.get('origin', dataclasses.astuple(self.model.origin)))
 
     def save(self) -> None:
         """Write beside, then rename: a killed run never leaves half a checkpoint."""
@@ -153,22 +158,25 @@ class Run:
             'optimiser': self.optimiser.state_dict(),
             'step': self.step,
             'identity': self.identity,
+            'origin': dataclasses.astuple(self.model.origin),
         }
         torch.save(state, self.folder / 'checkpoint.part')
         (self.folder / 'checkpoint.part').rename(self.folder / 'checkpoint.pt')
 
     def publish(self) -> Path:
-        """Write the averaged weights with their provenance, as they ship."""
+        """Write the averaged weights, as they ship, under the licences of what they began with
+        and of the data, with their provenance.
+        """
         c, path = self.config, self.folder / f'{self.config.network}.safetensors'
         data = 'Kubric' if c.data else f'procedural video, {len(self.textures)} photographs in it'
+        told = f'{data}; {self.step} steps, seed {c.seed}'
+        origin = self.model.origin.trained_on(c.licence, told)
+        self.folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: x.cpu().contiguous() for name, x in self.average.module.state_dict().items()},
             path,
             metadata={
-                'model': c.network,
-                'licence': 'Apache-2.0',
-                **notes(self.model),
-                'provenance': f'{data}; {self.step} steps, seed {c.seed}',
+                **checkpoint_metadata(self.model, origin),
                 'config': json.dumps(dataclasses.asdict(c)),
             },
         )
@@ -226,7 +234,7 @@ class Run:
         self.save()
         bar.close()
         if self.rank == 0:
-            if self.step == c.steps and c.network == 'realtime':
+            if self.step == c.steps and self.model.facts.causal:
                 fresh = islice(batches, c.realtime.calibration)
                 shown_fresh = tqdm(fresh, 'calibrating', c.realtime.calibration)
                 calibrate(self.average.module, shown_fresh, c.loss)
@@ -266,7 +274,7 @@ class Run:
                 [t[:, None].float(), tracks[t, torch.arange(len(t), device=t.device)]], 1
             )
             found = model.track(video.movedim(-1, 1).float(), queries)
-            seen = is_visible(self.config.network, found.visibility, found.confidence)
+            seen = model.facts.visible_whole(found.visibility, found.confidence)
             seen = seen.cpu().numpy()
             xy, frames = found.xy.cpu().numpy(), video.cpu().numpy()
             truth, visible = tracks.cpu().numpy(), visible.cpu().numpy()

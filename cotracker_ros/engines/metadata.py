@@ -11,8 +11,12 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
+from cotracker_ros.geometry import POINTS
+from cotracker_ros.visible import VisibleRule
+
 # The newest layout of inputs, outputs and metadata that this package can run. 2: state may lie in
-# rings, see spec.ring_length. 3: an input `keypoint` may be taken; metadata with a default below.
+# rings, see spec.ring_length. 3: an input `keypoint` may be taken; the metadata say image_scale,
+# resize and visible.
 FORMAT = 3
 KEY = 'cotracker_ros'
 
@@ -40,7 +44,15 @@ class Metadata:
     licence: str  # of the weights
     weights_sha256: str
     provenance: str  # where the weights come from, one sentence
-    image_scale: int = 1  # the picture that a step takes is so many times as high and wide
+    # Since format 3; older files are read as these say, see _before_format_3.
+    image_scale: int = 1  # a step takes a picture so many times as high and wide
+    resize: str = 'edges'  # how camera images become it and points move: geometry.POINTS
+    visible: str = str(VisibleRule(0.6, True))  # when a point counts as visible
+
+    @property
+    def visible_rule(self) -> VisibleRule:
+        """When a point counts as visible."""
+        return VisibleRule.parse(self.visible)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -91,17 +103,31 @@ def parse_metadata(text: str, path: str | Path) -> Metadata:
         )
     kinds = get_type_hints(Metadata)
     if form < 3:
-        values = {
-            **{f.name: f.default for f in fields(Metadata) if f.default is not MISSING},
-            **values,
-        }
+        values = _before_format_3(values)
     missing = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
     if missing:
         raise EngineError(f'{path}: its metadata lacks a valid {", ".join(missing)}')
     small = [n for n in ('height', 'width', 'window', 'image_scale') if values[n] < 1]
     if small:
         raise EngineError(f'{path}: its metadata has a {", ".join(small)} below 1')
+    try:
+        VisibleRule.parse(values['visible'])
+    except ValueError as error:
+        raise EngineError(f'{path}: its metadata has no rule of visibility: {error}') from None
+    if values['resize'] not in POINTS:
+        raise EngineError(
+            f'{path}: its metadata ask for the resizing {values["resize"]!r}; there are '
+            f'{", ".join(POINTS)}; update cotracker_ros'
+        )
     return Metadata(**{name: values[name] for name in kinds})
+
+
+def _before_format_3(values: dict) -> dict:
+    """Add what files of formats 1 and 2 did not say, as it was when they were made."""
+    said = {f.name: f.default for f in fields(Metadata) if f.default is not MISSING}
+    if values.get('model') == 'realtime':
+        said['visible'] = str(VisibleRule(0.5))
+    return said | values
 
 
 class _Truncated(ValueError):

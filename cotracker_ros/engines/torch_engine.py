@@ -148,14 +148,14 @@ def load_checkpoint_engine(
         import torch  # noqa: F401
 
         from cotracker_ros.model import load_checkpoint
-        from cotracker_ros.model.step import build_step
+        from cotracker_ros.model.registry import build_step
     except ImportError:
         raise EngineError(
             'the engine torch is not installed: pip install cotracker_ros[train]'
         ) from None
     try:
         model = load_checkpoint(path)
-        step = build_step(model, getattr(model.config, 'iterations', 1))
+        step = build_step(model)
     except ValueError as error:
         raise EngineError(f'{path}: {error}') from error
     metadata = Metadata(**describe(model, step))
@@ -166,25 +166,29 @@ def load_checkpoint_engine(
 
 
 def describe(model, step, precision: str = 'fp32', provenance: str = '') -> dict:
-    """Metadata of a model and its step, as an exported file carries it."""
-    name = getattr(model.config, 'name', 'realtime')
+    """Metadata of a model and its step, as an exported file carries it; the provenance is that of
+    the weights unless given.
+    """
+    facts = model.facts
     try:
         version = packages.version('cotracker_ros')
     except packages.PackageNotFoundError:  # run from a source tree
         version = '0'
     return {
         'format': FORMAT,
-        'model': name,
+        'model': facts.name,
         'version': version,
         'height': step.image_size[0],
         'width': step.image_size[1],
-        'image_scale': step.image_scale,
+        'image_scale': facts.image_scale,
+        'resize': facts.resize,
+        'visible': str(facts.visible),
         'window': step.window,
         'iterations': step.iterations,
         'precision': precision,
-        'licence': 'Apache-2.0' if name == 'realtime' else 'CC-BY-NC-4.0',
+        'licence': facts.origin.licence,
         'weights_sha256': weights_sha256(model),
-        'provenance': provenance,
+        'provenance': provenance or facts.origin.provenance,
     }
 
 

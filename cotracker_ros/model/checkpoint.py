@@ -1,11 +1,11 @@
-"""Build the networks by name, and load their weights from published or own files."""
+"""Load the weights of networks from published or own files, with what these say of them."""
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cotracker_ros.model.config import VARIANTS
-from cotracker_ros.model.cotracker import CoTracker
+from cotracker_ros.model.config import PUBLISHED, UNKNOWN, VARIANTS, Origin
+from cotracker_ros.model.registry import build_model, shape_of
 
 # Published key -> ours, applied in order.
 RENAMES = (
@@ -43,35 +43,21 @@ COMPUTED = ('time_emb', 'pos_emb')  # tables in the published files that are fun
 ONLINE_FRAMES = 16  # CoTracker 3: a longer time table belongs to the offline network
 
 
-def build_model(name: str, image_size: tuple[int, int] | None = None, **changes: Any) -> nn.Module:
-    """Build a network with random weights.
-
-    `name` is cotracker1, cotracker2, cotracker3_online, cotracker3_offline or realtime;
-    `image_size` is (H, W) in pixels, by default what the network was made for; `changes` replace
-    further fields of the configuration, as window=12. Raises ValueError for an unknown name.
-    """
-    if image_size is not None:
-        changes['image_size'] = tuple(image_size)
-    if name == 'realtime':
-        from cotracker_ros.model.realtime import build_realtime
-
-        return build_realtime(**changes)
-    if name not in VARIANTS:
-        raise ValueError(f'unknown model {name!r}; there are {", ".join([*VARIANTS, "realtime"])}')
-    return CoTracker(replace(VARIANTS[name], **changes))
-
-
 def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Load a network, in evaluation mode, from a .pth, .pt or .safetensors file.
 
-    Version and window are read off the keys and shapes. What these do not tell, the window and
-    stride of files without time tables, is taken from the metadata `notes` wrote, or from the file
-    name (cotracker_stride_4_wind_8.pth). `image_size` as for `build_model`.
+    The network is what the metadata of `checkpoint_metadata` say. Without them version and window
+    are read off the keys and shapes, and what these do not tell, the window and stride of files
+    without time tables, off the file name (cotracker_stride_4_wind_8.pth). Its `facts.origin` is
+    what the metadata say; files with the keys of the published ones are CC-BY-NC-4.0 without, and
+    of others the licence is unknown. `image_size` as for `build_model`.
     Raises FileNotFoundError, or ValueError saying what is wrong with the file.
     """
     path = Path(path)
-    state = model_state(read_state(path))
-    model = _model_of(state, path, image_size)
+    state, noted = read_state(path), read_metadata(path)
+    published = is_published(state)
+    state = model_state(state)
+    model = _model_of(state, noted, path, image_size)
     expected = model.state_dict()
     reshaped = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     problems = {
@@ -83,14 +69,21 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
     if told:
         raise ValueError(f'{path.name} has keys that do not fit; ' + '; '.join(told))
     model.load_state_dict({key: state[key] for key in expected}, strict=True)
+    model.origin = _origin(noted, published, path)
     return model.eval()
 
 
-def notes(model: nn.Module) -> dict[str, str]:
-    """Metadata for a .safetensors file of a model, with which it loads under any name."""
-    if not isinstance(model, CoTracker):
-        return {}
-    return {'window': str(model.config.window), 'stride': str(model.config.stride)}
+def checkpoint_metadata(model: nn.Module, origin: Origin | None = None) -> dict[str, str]:
+    """Metadata for a .safetensors file of a model, with which it loads under any name: `model`,
+    `shape` (JSON), and the `licence` and `provenance` of its weights, its own unless given.
+    """
+    origin = origin or model.facts.origin
+    return {
+        'model': model.facts.name,
+        'shape': json.dumps(shape_of(model)),
+        'licence': origin.licence,
+        'provenance': origin.provenance,
+    }
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -116,9 +109,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a .safetensors file; of others there are none."""
+    if path.suffix != '.safetensors':
+        return {}
+    with safe_open(path, 'pt') as file:
+        return file.metadata() or {}
+
+
+def is_published(state: dict[str, Tensor]) -> bool:
+    """Tell whether a state dict has the keys of the published files."""
+    return any(key.startswith('fnet.') for key in state)
+
+
 def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Bring a published state dict to our keys; one that has them passes unchanged."""
-    if not any(key.startswith('fnet.') for key in state):
+    if not is_published(state):
         return state
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -137,13 +143,30 @@ def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _model_of(state: dict[str, Tensor], path: Path, size: tuple[int, int] | None) -> nn.Module:
-    """Build the network that these keys and shapes, and this file, belong to."""
+def _origin(noted: dict[str, str], published: bool, path: Path) -> Origin:
+    """Read the origin of weights off a file's metadata, else off its kind."""
+    usual = PUBLISHED if published else Origin(UNKNOWN, path.name)
+    return Origin(
+        noted.get('licence', usual.licence), noted.get('provenance', usual.provenance)
+    )
+
+
+def _model_of(
+    state: dict[str, Tensor], noted: dict[str, str], path: Path, size: tuple[int, int] | None
+) -> nn.Module:
+    """Build the network that this file, or these keys and shapes, belong to."""
     file = path.name
+    if 'model' in noted and 'shape' in noted:
+        try:
+            return build_model(noted['model'], size, **json.loads(noted['shape']))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{file}: its metadata name no known network: {error}') from error
     if any(key.startswith('refiner.') for key in state):
         return build_model('realtime', size)
     table = state.get('time_emb')
-    window = table.shape[1] if table is not None and table.ndim == 3 else _noted(path, 'window')
+    window = _named(noted, file, 'window')
+    if table is not None and table.ndim == 3:
+        window = table.shape[1]
     changes: dict[str, Any] = {'window': window}
     if 'update.correlation.mlp.fc1.weight' in state:
         name = 'cotracker3_offline' if (window or 0) > ONLINE_FRAMES else 'cotracker3_online'
@@ -151,27 +174,24 @@ def _model_of(state: dict[str, Tensor], path: Path, size: tuple[int, int] | None
         name = 'cotracker2'
     elif 'update.feature.weight' in state:
         name = 'cotracker1'
-        changes['stride'] = _noted(path, 'stride')
+        changes['stride'] = _named(noted, file, 'stride')
     else:
         raise ValueError(f'{file} is no checkpoint of a known network; it holds {_some(state)}')
     untold = [key for key, value in changes.items() if value is None]
     if untold:
         raise ValueError(
             f'{file}: the {" and ".join(untold)} of this {name} checkpoint cannot be told;'
-            f' name the file like {name}_stride_4_wind_{VARIANTS[name].window}{Path(file).suffix}'
+            f' name the file like {name}_stride_4_wind_{VARIANTS[name].window}{path.suffix}'
         )
     return build_model(name, size, **changes)
 
 
-def _noted(path: Path, what: str) -> int | None:
-    """Read 'window' or 'stride' from a file's metadata, else off its name, as in wind_8."""
-    if path.suffix == '.safetensors':
-        with safe_open(path, 'pt') as file:
-            noted = (file.metadata() or {}).get(what, '')
-        if noted.isdecimal():
-            return int(noted)
+def _named(noted: dict[str, str], file: str, what: str) -> int | None:
+    """Read 'window' or 'stride' from metadata of older versions, else off a name like wind_8."""
+    if noted.get(what, '').isdecimal():
+        return int(noted[what])
     word = {'window': 'wind'}.get(what, what)
-    found = re.search(rf'{word}_(\d+)', path.name)
+    found = re.search(rf'{word}_(\d+)', file)
     return int(found[1]) if found else None
 
 

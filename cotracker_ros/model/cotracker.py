@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from cotracker_ros.model.config import Config
+from cotracker_ros.model.config import FRESH, VISIBLE_WHOLE, Config, ModelFacts
 from cotracker_ros.model.correlation import DotCorrelation, VolumeCorrelation
 from cotracker_ros.model.embeddings import (
     displacement_encoding,
@@ -170,6 +170,8 @@ class TemplateUpdate(nn.Module):
 class CoTracker(nn.Module):
     """A CoTracker network of any version."""
 
+    origin = FRESH  # of its weights
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -180,6 +182,17 @@ class CoTracker(nn.Module):
         self.transformer = UpdateTransformer(
             self.update.token_size, self.update.delta_size,
             config.width, config.heads, config.depth, config.virtual,
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What users of the network must know."""
+        c = self.config
+        return ModelFacts(
+            name=c.name, image_size=c.image_size, image_scale=1, window=c.window, iterations=1,
+            resize=c.resize, visible=c.visible, visible_whole=VISIBLE_WHOLE, sliding=c.sliding,
+            causal=False,
+            support_grid=c.support_grid, not_streamable=c.not_streamable, origin=self.origin,
         )  # fmt: skip
 
     @property

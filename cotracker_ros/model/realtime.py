@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import Tracks
 from cotracker_ros.model.step import Step
+from cotracker_ros.visible import VisibleRule
 
 
 @dataclass(frozen=True)
@@ -402,6 +404,8 @@ class Refiner(nn.Module):
 class RealtimeTracker(nn.Module):
     """The real-time tracker; `RealtimeStep` runs it on a stream."""
 
+    origin = FRESH  # of its weights
+
     def __init__(self, config: RealtimeConfig, image_size: tuple[int, int]):
         super().__init__()
         if any(n % 32 for n in image_size):
@@ -419,6 +423,18 @@ class RealtimeTracker(nn.Module):
         for fitted in (self.calibration, self.redetection):
             nn.init.zeros_(fitted.weight)
             nn.init.zeros_(fitted.bias)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What users of the network must know."""
+        # Its probabilities are calibrated: visible is what is so more likely than not.
+        rule = VisibleRule(0.5)
+        return ModelFacts(
+            name='realtime', image_size=self.image_size, image_scale=1,
+            window=self.config.window, iterations=self.config.iterations, resize='edges',
+            visible=rule, visible_whole=rule, sliding=False, causal=True, support_grid=0,
+            not_streamable='', origin=self.origin,
+        )  # fmt: skip
 
     def correlate(self, features: list[Tensor], templates: Tensor) -> list[Tensor]:
         """Correlation maps of templates (G, F, N, 2, levels, C) with features (G F, C, h, w):

@@ -72,27 +72,6 @@ class Step(nn.Module):
         return outputs, following
 
 
-def build_step(model: nn.Module, iterations: int) -> Step:
-    """Make the streaming step of a network; ValueError for one that cannot be streamed."""
-    if iterations < 1:
-        raise ValueError(f'iterations is {iterations}, it must be at least 1')
-    if not isinstance(model, CoTracker):
-        from cotracker_ros.model.realtime import RealtimeStep
-
-        return RealtimeStep(model, iterations)
-    if model.config.interleave_points:
-        raise ValueError(
-            f'{model.config.name} cannot be streamed: its weights mix what they know of all points'
-            ' in one list, so that empty slots would change the tracks'
-        )
-    if not model.config.sliding:
-        raise ValueError(
-            f'{model.config.name} cannot be streamed: it needs the whole video at once;'
-            ' use cotracker3_online'
-        )
-    return WindowedStep(model, iterations)
-
-
 class WindowedStep(Step):
     """Start new points, find all live ones, shift the window."""
 

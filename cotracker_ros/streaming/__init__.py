@@ -8,8 +8,6 @@ from cotracker_ros.streaming.tracker import (
     LateFrame,
     StreamingTracker,
     Tracks,
-    is_visible,
 )
 
-__all__ = ['NEW', 'OUTSIDE', 'QUERY_FRAME', 'VISIBLE', 'LateFrame', 'StreamingTracker', 'Tracks',
-           'is_visible']
+__all__ = ['NEW', 'OUTSIDE', 'QUERY_FRAME', 'VISIBLE', 'LateFrame', 'StreamingTracker', 'Tracks']

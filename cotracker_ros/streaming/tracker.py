@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,15 +21,6 @@ VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /
 LATE_IN_A_ROW = 3  # frames with older stamps that are no accident: the clock was set back
 
 _log = logging.getLogger(__name__)
-
-
-def is_visible(model: str, visibility: Any, confidence: Any) -> Any:
-    """Whether a point counts as visible, from its probabilities (arrays or tensors).
-
-    The published networks have the rule of CoTracker3's online predictor. The probabilities of
-    `realtime` are calibrated: a point is visible where that is more likely than not.
-    """
-    return visibility > 0.5 if model == 'realtime' else visibility * confidence > 0.6
 
 
 class LateFrame(ValueError):
@@ -100,6 +90,8 @@ class StreamingTracker:
         self._late = 0  # frames in a row that came late
         self._slots = Slots(model.slots)
         self._frames: deque[_Frame] = deque(maxlen=model.metadata.window)
+        self._is_visible = model.metadata.visible_rule
+        self._move = geometry.POINTS[model.metadata.resize]  # between image sizes
         self._lock = threading.Lock()
         self._stepping = threading.Lock()  # held through a step: one frame at a time
 
@@ -195,7 +187,8 @@ class StreamingTracker:
         if not math.isfinite(stamp):
             raise ValueError(f'the stamp of a frame must be finite, not {stamp}')
         with self._stepping:
-            image = resize(frame, self.engine.metadata.picture_size)
+            metadata = self.engine.metadata
+            image = resize(frame, metadata.picture_size, metadata.resize)
             with self._lock:
                 self._admit(_Frame(stamp, frame.shape[:2]))
                 started = self._start_points()
@@ -270,7 +263,7 @@ class StreamingTracker:
                              f'image of {size[1]} x {size[0]} pixels')
                 slots.release(slots.ids[slot])
                 continue
-            slots.start(slot, geometry.rescale(xy, size, self.image_size), len(frames) - 1 - index)
+            slots.start(slot, self._move(xy, size, self.image_size), len(frames) - 1 - index)
             started.append(slot)
         if expired:
             ahead = slots.stamp[expired].max() - stamps[-1]
@@ -301,9 +294,9 @@ class StreamingTracker:
         model_xy = np.where(at_query[:, None], slots.model_xy[rows], outputs['xy'][0, rows])
         visibility = np.where(at_query, np.float32(1), outputs['visibility'][0, rows])
         confidence = np.where(at_query, np.float32(1), outputs['confidence'][0, rows])
-        xy = geometry.rescale(model_xy, self.image_size, frame.size)
+        xy = self._move(model_xy, self.image_size, frame.size)
         inside = geometry.inside(xy, frame.size)
-        visible = inside & is_visible(self.engine.metadata.model, visibility, confidence)
+        visible = inside & self._is_visible(visibility, confidence)
         flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
         return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age,
                       flags.astype(np.uint32))

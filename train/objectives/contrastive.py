@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cotracker_ros.model import load_checkpoint
+from cotracker_ros.model.config import FRESH
 from cotracker_ros.model.realtime import PyramidEncoder, RealtimeConfig
 from train.data.loader import ClipStream, StreamConfig, loader
 from train.data.synthetic.procedural import SceneConfig
@@ -44,17 +45,21 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=1, help='processes that render')
     parser.add_argument('--start', default='', help='weights of a tracker whose encoder goes on')
     parser.add_argument('--textures', default='', help='folder of photographs for scenes to wear')
+    parser.add_argument('--licence', default=FRESH.licence, help='that the photographs allow')
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     config = RealtimeConfig()
-    encoder = PyramidEncoder(config)
+    encoder, origin = PyramidEncoder(config), FRESH
     if args.start:
-        encoder.load_state_dict(load_checkpoint(args.start).encoder.state_dict())
+        begun = load_checkpoint(args.start)
+        encoder.load_state_dict(begun.encoder.state_dict())
+        origin = begun.origin
     encoder = encoder.to(memory_format=torch.channels_last)
     scale = nn.Parameter(torch.full((len(config.strides),), math.log(1 / 0.07)))
     optimiser = torch.optim.AdamW([*encoder.parameters(), scale], args.lr, weight_decay=0.02)
-    start = 0
+    start, told = 0, f'matching on procedural video, {args.steps} steps, seed {args.seed}'
+    origin = origin.trained_on(args.licence, told)
     if args.output.exists():
         saved = torch.load(args.output, weights_only=True)
         encoder.load_state_dict(saved['encoder'])
@@ -103,6 +108,8 @@ def main() -> None:
                     'scale': scale.data,
                     'optimiser': optimiser.state_dict(),
                     'step': step + 1,
+                    'licence': origin.licence,
+                    'provenance': origin.provenance,
                 },
                 half,
             )
