@@ -25,7 +25,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 RUNTIME := .venv-$(notdir $(PYTHON))-$(ROS)
 BENCH ?=
 
-.PHONY: help demo dev test test-runtime soak bench-node check-trt paper lint clean
+.PHONY: help demo dev test test-runtime soak bench-node check-trt paper docs lint clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -56,6 +56,9 @@ check-trt: $(VENV)/stamp-dev  ## Build engines with the real TensorRT-RTX parser
 
 paper: $(VENV)/stamp-dev  ## Tables and figures of accuracy and speed into docs/results
 	$(BIN)/python train/experiments.py --badja ../shared/davis --held-out runs/held_out.npz
+
+docs: $(VENV)/stamp-dev  ## The documentation site into build/docs; warnings and broken links are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 lint: $(VENV)/stamp-dev  ## ruff and pyright
 	$(BIN)/ruff check .

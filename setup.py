@@ -39,6 +39,7 @@ EXTRAS = {
     'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
     'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
     'cluster': ['ray>=2.9'],  # pseudo-labels by many machines
+    'docs': ['furo>=2023.9', 'myst-parser>=2.0', 'sphinx>=7.0'],  # make docs
     'live': ['aiohttp>=3.8'],  # the live view in a browser
     'video': ['av>=12'],  # overlays in H.264, which browsers play
     'openvino': ['openvino>=2024.4'],
@@ -54,7 +55,9 @@ EXTRAS = {
         'wheel',
     ],
 }
-GROUPS = ('train', 'cluster', 'export', 'recordings', 'live', 'video', 'openvino', 'test')
+GROUPS = (
+    'train', 'cluster', 'export', 'recordings', 'docs', 'live', 'video', 'openvino', 'test',
+)  # fmt: skip
 EXTRAS['dev'] = [
     *dict.fromkeys(package for group in GROUPS for package in EXTRAS[group]),
     'pyright[nodejs]>=1.1.380',
