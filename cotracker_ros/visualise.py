@@ -132,13 +132,13 @@ def draw_pose(
     rim, bold, thin = (max(1, round(width * scale)) for width in (5, 3, 1.2))
     for person in sorted({who for who, _ in at}):
         for one, other in LIMBS:
-            ends = at.get((person, one)), at.get((person, other))
-            if ends[0] is None or ends[1] is None:
+            if (person, one) not in at or (person, other) not in at:
                 continue
-            first, last = (tuple(int(v) for v in fixed[n]) for n in ends)
+            ends = [at[person, one], at[person, other]]
+            first, last = ((int(fixed[n, 0]), int(fixed[n, 1])) for n in ends)
             sides = {SIDE[one], SIDE[other]} - {'middle'}
             colour = _SIDE_COLOURS[sides.pop() if len(sides) == 1 else 'middle']
-            seen = visible[list(ends)].all()
+            seen = visible[ends].all()
             if seen:
                 cv2.line(canvas, first, last, (16, 16, 16), rim, cv2.LINE_AA, _SHIFT)
             cv2.line(canvas, first, last, colour, bold if seen else thin, cv2.LINE_AA, _SHIFT)

@@ -257,16 +257,18 @@ def cloud(rows: np.ndarray, **change) -> PointCloud2:
     return PointCloud2(**{**known, **change})
 
 
-def test_queries_add_remove_and_replace():
+def test_queries_add_remove_and_move():
     nan = float('nan')
     rows = np.array(
-        [(1, 2, 0), (nan, nan, 7), (3, 4, 9)], [('x', '<f8'), ('y', '<f4'), ('id', '<u4')]
+        [(1, 2, 0, 16), (nan, nan, 7, -1), (3, 4, 9, 5), (5, 6, 0, -1), (7, 8, 9, 0)],
+        [('x', '<f8'), ('y', '<f4'), ('id', '<u4'), ('keypoint', '<i4')],
     )
     asked = messages.cloud_to_queries(
         cloud(rows, header=Header(stamp=Time(sec=2, nanosec=500_000_000)))
     )
-    assert asked.add.tolist() == [[1, 2], [3, 4]]
-    assert asked.remove.tolist() == [7, 9]
+    assert asked.add.tolist() == [[1, 2], [5, 6]] and asked.keypoint.tolist() == [16, -1]
+    assert asked.remove.tolist() == [7]
+    assert asked.move.tolist() == [9] and asked.to.tolist() == [[7, 8]]  # the last place
     assert asked.stamp == 2.5
 
 
@@ -288,6 +290,10 @@ def test_queries_without_id_stamp_or_order():
     (np.full(2, -1, [('x', '<f4'), ('y', '<f4'), ('id', '<i4')]), {}, 'whole numbers'),
     (np.full(2, np.inf, [('x', '<f4'), ('y', '<f4')]), {}, r'\(inf, inf\) is not finite'),
     (np.full(2, np.nan, [('x', '<f4'), ('y', '<f4')]), {}, 'not finite'),
+    (
+        np.full(2, 17, [('x', '<f4'), ('y', '<f4'), ('keypoint', '<i4')]), {},
+        'field keypoint: 17 is no keypoint: they go from 0, nose, to 16',
+    ),
 ])  # fmt: skip
 def test_bad_queries_say_what_is_wrong(rows, change, text):
     with pytest.raises(MessageError, match=text):

@@ -12,6 +12,7 @@ pytest.importorskip('onnx', reason='writes the stand-in model')
 
 import stand_in_step
 
+from cotracker_ros.ros.messages import Queries
 from cotracker_ros.ros.point_manager import PointManager
 from cotracker_ros.streaming import StreamingTracker
 
@@ -119,3 +120,24 @@ def test_what_is_refused_changes_nothing(manager, numbers, reason):
     with pytest.raises(ValueError, match=reason):
         manager.check_query_points(numbers)
     assert manager.tracker.ids.tolist() == ids
+
+
+def test_a_point_that_is_moved_keeps_its_id_and_one_that_is_gone_gets_a_new_one(manager):
+    manager.add([[10.0, 10.0], [20.0, 20.0]], None)
+    step(manager, 0)
+    nothing = np.zeros(0, np.uint32)
+
+    def queries(move, to, stamp=None):
+        none = np.zeros((0, 2), np.float32)
+        to = np.array(to, np.float32)
+        return Queries(none, nothing, stamp, np.array(move, np.uint32), to, np.zeros(0, np.int32))
+
+    manager.follow(queries([2, 9], [[50, 40], [70, 30]]))
+    manager.before(FRAME, PARAMETERS)
+    tracks = manager.tracker.track(FRAME, 1.0)
+    assert tracks.ids.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(tracks.xy[1:], [[50, 40], [70, 30]], atol=1e-3)
+    assert tracks.age.tolist()[1:] == [0, 0]
+    manager.follow(queries([1], [[500, 40]]))
+    assert len(manager.refused) == 1 and 'outside the image' in manager.refused[0]
+    assert manager.tracker.track(FRAME, 2.0).ids.tolist() == [1, 2, 3]

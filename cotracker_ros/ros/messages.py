@@ -10,6 +10,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from cotracker_ros.skeleton import check_keypoints
 from cotracker_ros.streaming import Tracks
 
 
@@ -268,28 +269,44 @@ class Queries(NamedTuple):
     add: np.ndarray  # (N, 2) float32 px: new points
     remove: np.ndarray  # (K,) uint32: ids to stop tracking
     stamp: float | None  # seconds, of the frame in which they were seen; None: the next frame
+    move: np.ndarray  # (J,) uint32: ids of points to track on from elsewhere
+    to: np.ndarray  # (J, 2) float32 px, where
+    keypoint: np.ndarray  # (N,) int32: which of a body's keypoints the new points are, -1: none
 
 
 def cloud_to_queries(msg: PointCloud2) -> Queries:
     """Return what `msg` asks for; raises MessageError.
 
-    Fields `x` and `y`, of any numeric type, are pixels of the camera image. With a field `id`, a
-    row whose id is not 0 first removes that point; a row whose x and y are both NaN then adds
-    none. So (x, y, 0) adds, (NaN, NaN, id) removes and (x, y, id) replaces, under a new id.
+    Fields `x` and `y`, of any numeric type, are pixels of the camera image. A field `id` names
+    points that are tracked: (x, y, 0) adds a point, (x, y, id) moves that point, which keeps its
+    id, and (NaN, NaN, id) removes it. A field `keypoint` holds COCO's number of new points that
+    are a body's keypoints, -1 of others.
     """
-    columns = _columns(msg, ('x', 'y'), ('id',))
+    columns = _columns(msg, ('x', 'y'), ('id', 'keypoint'))
     with np.errstate(over='ignore', invalid='ignore'):  # too large becomes infinite: refused
         xy = np.stack([columns['x'], columns['y']], 1).astype(np.float32)
     ids = columns.get('id', np.zeros(len(xy), np.uint32))
     if ids.dtype.kind == 'f' or (ids.size and (ids.min() < 0 or ids.max() >= 2**32)):
         raise MessageError('the field id must hold whole numbers from 0 to 4294967295')
-    removal = np.isnan(xy).all(1) & (ids != 0)
-    add = xy[~removal]
-    if not np.isfinite(add).all():
-        bad = add[~np.isfinite(add).all(1)][0]
+    removed = np.isnan(xy).all(1) & (ids != 0)
+    if not np.isfinite(xy[~removed]).all():
+        bad = xy[~removed & ~np.isfinite(xy).all(1)][0]
         raise MessageError(f'a query at ({bad[0]}, {bad[1]}) is not finite')
-    remove = np.unique(ids[ids != 0]).astype(np.uint32)
-    return Queries(add, remove, stamp_seconds(msg.header) or None)
+    try:
+        keypoint = check_keypoints(columns.get('keypoint', np.full(len(xy), -1)), len(xy))
+    except ValueError as error:
+        raise MessageError(f'the field keypoint: {error}') from error
+    new, moved = ids == 0, (ids != 0) & ~removed
+    # Of several places for one point the last counts.
+    move, last = np.unique(ids[moved][::-1], return_index=True)
+    return Queries(
+        xy[new],
+        np.unique(ids[removed]).astype(np.uint32),
+        stamp_seconds(msg.header) or None,
+        move.astype(np.uint32),
+        xy[moved][::-1][last],
+        keypoint[new],
+    )
 
 
 def _columns(msg: PointCloud2, needed: tuple, optional: tuple) -> dict[str, np.ndarray]:

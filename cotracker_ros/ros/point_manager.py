@@ -40,11 +40,23 @@ class PointManager:
             self._add(xy, stamp)
 
     def follow(self, queries: Queries) -> None:
-        """Remove and add what a message of ~/queries asks for."""
+        """Remove, move and add what a message of ~/queries asks for.
+
+        A point to move that is gone, given up meanwhile, comes back under a new id.
+        """
         with self._lock:
             if queries.remove.size:
                 self._tracker.remove_points(queries.remove)
-            self._add(queries.add, queries.stamp)
+            add, keypoint = queries.add, queries.keypoint
+            if queries.move.size:
+                try:
+                    gone = ~self._tracker.move_points(queries.move, queries.to, queries.stamp)
+                except ValueError as error:
+                    self._refuse(str(error))
+                else:
+                    add = np.concatenate([add, queries.to[gone]])
+                    keypoint = np.concatenate([keypoint, np.full(gone.sum(), -1, np.int32)])
+            self._add(add, queries.stamp, keypoints=keypoint)
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Place points on this mask (H, W) from now on, where it is not 0."""
@@ -112,9 +124,10 @@ class PointManager:
 
     # With the lock held
 
-    def _add(self, xy, stamp: float | None, replacing=()) -> np.ndarray:
+    def _add(self, xy, stamp: float | None, replacing=(), keypoints=None) -> np.ndarray:
         try:
-            return self._tracker.add_points(np.array(xy, np.float64), stamp, replacing)
+            xy = np.array(xy, np.float64)
+            return self._tracker.add_points(xy, stamp, replacing, keypoints)
         except ValueError as error:
             self._refuse(str(error))
             return np.zeros(0, np.uint32)

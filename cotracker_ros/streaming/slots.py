@@ -67,6 +67,19 @@ class Slots:
         self.live[slots] = False
         return self.ids[slots].copy()
 
+    def move(
+        self, ids: np.ndarray, xy: np.ndarray, stamp: float, since: float = math.nan
+    ) -> np.ndarray:
+        """Let the slots of `ids` (N,) wait anew, for a query at `xy` (N, 2); returns which ids are
+        held, (N,) bool. `since` as for `take`.
+        """
+        slots = {int(i): slot for slot, i in enumerate(self.ids) if i}
+        held = np.array([int(i) in slots for i in ids], bool)
+        own = np.array([slots[int(i)] for i in ids[held]], np.intp)
+        self.camera_xy[own], self.stamp[own], self.since[own] = xy[held], stamp, since
+        self.live[own] = False
+        return held
+
     def release(self, ids: np.ndarray) -> np.ndarray:
         """Free the slots of these ids; returns the ids that were held."""
         slots = np.flatnonzero(np.isin(self.ids, ids) & self.used)

@@ -145,6 +145,23 @@ class StreamingTracker:
             since = self._frames[-1].stamp if self._frames else math.nan
             return self._slots.take(xy, math.nan if stamp is None else stamp, since, numbers)
 
+    def move_points(
+        self, ids: np.ndarray, xy: np.ndarray, stamp: float | None = None
+    ) -> np.ndarray:
+        """Track points `ids` (N,) on from `xy` (N, 2), where they were seen in the frame of
+        `stamp`, with the ids and the keypoints that they have; all else is as for new points.
+
+        Returns which of them are held, (N,) bool; of others nothing changes. Raises ValueError as
+        `add_points` does.
+        """
+        xy, ids = _checked_points(xy, stamp), np.asarray(ids, np.uint32).reshape(-1)
+        if len(ids) != len(xy):
+            raise ValueError(f'{len(ids)} ids but {len(xy)} places to move points to')
+        with self._lock:
+            self._check_room(xy, stamp, ids)
+            since = self._frames[-1].stamp if self._frames else math.nan
+            return self._slots.move(ids, xy, math.nan if stamp is None else stamp, since)
+
     def check_points(self, xy: np.ndarray, stamp: float | None = None,
                      replacing: np.ndarray | tuple = ()) -> None:
         """Raise the ValueError that `add_points` would raise, and change nothing."""
