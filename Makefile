@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 VIDEO ?=
 LIVE ?=
 SHELL := /bin/bash
+export VIDEO  # its name may hold anything
 
 # A sourced ROS distribution brings rclpy and the messages, built against its own numpy, whose major
 # version must therefore stay; anywhere else the wheels named by ROS (jazzy or kilted) stand in.
@@ -19,8 +20,8 @@ else
   EXTRA := $(ROS),
   CONSTRAIN := : > $(VENV)/constraints.txt
 endif
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-          -c $(VENV)/constraints.txt
+# Twice quiet: errors only, no warnings of root, caches or other packages.
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 
 RUNTIME := .venv-$(notdir $(PYTHON))-$(ROS)
 BENCH ?=
@@ -33,8 +34,8 @@ help:  ## Show this list
 	@echo 'Variables: PYTHON=$(PYTHON)  ROS=$(ROS) (wheels; unused where ROS_DISTRO is set)  VIDEO='
 
 demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in build/demo (VIDEO=file, folder or device; LIVE=1: a page in the browser)
-	$(if $(LIVE),$(INSTALL) 'aiohttp>=3.8')
-	$(BIN)/python -m cotracker_ros.demo --output build/demo $(if $(VIDEO),--video '$(VIDEO)') $(if $(LIVE),--live)
+	@$(if $(LIVE),$(INSTALL) 'aiohttp>=3.8')
+	@$(BIN)/python -m cotracker_ros.demo --output build/demo $(if $(VIDEO),--video "$$VIDEO") $(if $(LIVE),--live)
 
 dev: $(VENV)/stamp-dev  ## .venv with the package (editable) and all development tools, torch too
 
@@ -74,12 +75,13 @@ $(VENV)/bin/python:
 	  { echo 'Python 3.10 or newer is needed; this is '"$$($(PYTHON) --version)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo 'This Python cannot make environments: apt install python3-venv'; exit 1; }
-	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 
 $(VENV)/stamp-run: setup.py | $(VENV)/bin/python
-	$(CONSTRAIN)
-	$(INSTALL) --editable '.$(if $(EXTRA),[$(EXTRA:,=)])'
-	touch $@
+	@echo 'Installing what the node and the demo need into $(VENV), once'
+	@$(CONSTRAIN)
+	@$(INSTALL) --editable '.[$(EXTRA)video]'
+	@touch $@
 
 $(VENV)/stamp-test: setup.py | $(VENV)/bin/python
 	$(CONSTRAIN)
