@@ -126,6 +126,7 @@ def test_words_tell_what_happened_to_the_images():
     assert busy.startswith('77 of 180 images were tracked. The others came while')
     assert busy.endswith('they came 30.0 a second, and it kept 12.8.')
     assert 'takes 50 ms' in pace_words(30, 14, 0.05) and '--rate 30' in pace_words(30, 14, 0.05)
+    assert 'faster than it can follow, instead of 30' in pace_words(30, 2, 0.9)
     assert pace_words(30, 30, 0.01).endswith('played at its own 30 frames/s')
 
 

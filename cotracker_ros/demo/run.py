@@ -324,8 +324,9 @@ def pace_words(own: float, played: float, step: float) -> str:
     took = f'one step of the model takes {step * 1e3:.0f} ms on this machine'
     if played >= own:
         return f'{took}: the video is played at its own {own:.0f} frames/s'
+    keeps = 'which it keeps up with' if played <= 1 / step else 'faster than it can follow'
     return (
-        f'{took}: the video is played at {played:.1f} frames/s, which it keeps up with, '
+        f'{took}: the video is played at {played:.1f} frames/s, {keeps}, '
         f'instead of {own:.0f} (--rate {own:.0f} plays it in real time)'
     )
 
