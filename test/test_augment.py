@@ -1,4 +1,4 @@
-"""Augmented clips: what a track shows stays what it showed; folders of recordings as streams."""
+"""Augmented clips: what a track shows stays what it showed; recordings as a source."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from train.data.augment import AugmentConfig, augment, cover, crop  # noqa: E402
-from train.data.clip import DataError  # noqa: E402
-from train.data.loader import FolderStream, StreamConfig  # noqa: E402
-from train.data.readers.kubric import kubric_sequences  # noqa: E402
-from train.data.synthetic.procedural import SceneConfig  # noqa: E402
+from train.data.batch import BatchConfig  # noqa: E402
+from train.data.clip import Clip, DataError  # noqa: E402
+from train.data.readers.kubric import kubric_sequences, read_kubric  # noqa: E402
+from train.data.sources import RecordedSource  # noqa: E402
 
 STILL = AugmentConfig(colour=0, blur=0, erase=0, replace=0, flip=0, reverse=0, drift=0)
 TIME = np.arange(8)
@@ -59,13 +59,6 @@ def test_a_visible_point_still_shows_its_dot(changes):
     assert shown > 100
 
 
-def test_time_runs_backwards():
-    video, tracks, visible = moving_dots()
-    config = dataclasses.replace(STILL, reverse=1.0, scale=(1.0, 1.0))
-    _, back, _ = augment(video, tracks, visible, (96, 144), config, np.random.default_rng(0))
-    np.testing.assert_allclose(back, tracks[::-1], atol=1e-4)
-
-
 def test_a_patch_hides_what_is_below_it_and_nothing_else():
     video, tracks, visible = moving_dots()
     before = video.copy()
@@ -98,25 +91,49 @@ def folder(tmp_path):
     return tmp_path
 
 
-SCENE = SceneConfig(size=(64, 96), frames=6)
+def recorded(folder, **batch):
+    config = BatchConfig(**{'clips': 2, 'points': 3, 'augment': STILL, **batch})
+    files = kubric_sequences(folder)
+    return RecordedSource('kubric', files, read_kubric, (64, 96), 6, config, seed=1)
 
 
-def test_a_folder_is_a_stream_that_resumes_exactly(folder):
-    config = StreamConfig(clips=2, points=3, augment=STILL)
-    sequences = kubric_sequences(folder)
-    stream = iter(FolderStream(sequences, SCENE, config, seed=1))
-    next(stream)
-    second = next(stream)
+def test_a_folder_gives_the_same_batch_for_the_same_number(folder):
+    source = recorded(folder)
+    source.batch(0)
+    second, again = source.batch(1), recorded(folder).batch(1)
     assert second.video.shape == (2, 6, 64, 96, 3)
     assert second.tracks.shape == (2, 6, 3, 2)
     asked = second.visible.gather(1, second.query_frame[:, None])
-    assert asked.all()
-    resumed = next(iter(FolderStream(sequences, SCENE, config, seed=1, start=1)))
-    for one, two in zip(vars(second).values(), vars(resumed).values(), strict=True):
-        assert torch.equal(one, two)
+    assert asked.all() and second.known.all()
+    for name in ('video', 'tracks', 'visible', 'query_frame', 'known'):
+        assert torch.equal(getattr(second, name), getattr(again, name)), name
+
+
+def test_time_runs_backwards_in_a_share_of_the_clips(folder):
+    for share, way in ((0.0, 1), (1.0, -1)):
+        config = dataclasses.replace(STILL, reverse=share)
+        steps = recorded(folder, augment=config).batch(0).tracks.diff(dim=1)
+        assert (way * steps > 0).all()  # the dots move right and down
+
+
+def test_what_is_not_known_is_told_so():
+    video, tracks, visible = moving_dots()
+    known = np.ones_like(visible)
+    known[5:, :6] = visible[5:, :6] = False
+    queries = np.insert(tracks[0], 0, 0, axis=1)
+    clip = Clip('dots', video, queries, tracks.astype(np.float32), visible, known)
+    whole = dataclasses.replace(STILL, scale=(1.0, 1.0))
+    config = BatchConfig(clips=1, points=12, pace=(1.0, 1.0), augment=whole)
+    source = RecordedSource('x', [None], lambda _: clip, (96, 144), 8, config, seed=1)
+    clips = source.batch(0)
+    assert (~clips.known).sum() == 3 * 6
+    assert not clips.visible[~clips.known].any()
+    # Points are shuffled: those not known are the ones whose truth ended.
+    ended = ~clips.known[0, 5]
+    start = clips.tracks[0, 0, ended].round().int().tolist()
+    assert sorted(start) == sorted(tracks[0, :6].round().astype(int).tolist())
 
 
 def test_sequences_without_enough_points_are_told(folder):
-    stream = FolderStream(kubric_sequences(folder), SCENE, StreamConfig(points=500), seed=1)
     with pytest.raises(DataError, match='20 sequences in a row'):
-        next(iter(stream))
+        recorded(folder, points=500).batch(0)

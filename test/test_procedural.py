@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from train.data.loader import ClipStream, StreamConfig  # noqa: E402
+from train.data.batch import BatchConfig  # noqa: E402
+from train.data.sources import ProceduralSource  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig, edges, sample  # noqa: E402
 from train.data.synthetic.textures import read_photographs  # noqa: E402
 
@@ -129,15 +130,13 @@ def test_a_frame_is_its_layers_one_over_the_other():
     assert torch.allclose(video.render(layers, [None, None], sprites, ground), image, atol=1e-4)
 
 
-def test_a_stream_resumes_exactly():
-    config = StreamConfig(clips=1, points=8)
-    first, second = (
-        iter(ClipStream(SCENE, config, seed=2)),
-        iter(ClipStream(SCENE, config, seed=2, start=1)),
-    )
-    next(first)
-    for one, two in zip(vars(next(first)).values(), vars(next(second)).values(), strict=True):
-        assert torch.equal(one, two)
+def test_a_batch_depends_on_nothing_but_the_seed_and_its_number():
+    config = BatchConfig(clips=1, points=8)
+    first, second = (ProceduralSource(SCENE, config, seed=2) for _ in range(2))
+    first.batch(0)
+    one, two, other = first.batch(1), second.batch(1), second.batch(0)
+    assert torch.equal(one.video, two.video) and torch.equal(one.tracks, two.tracks)
+    assert torch.equal(one.visible, two.visible) and not torch.equal(one.video, other.video)
 
 
 def test_sampling_outside_is_transparent():

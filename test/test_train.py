@@ -14,7 +14,6 @@ import yaml  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from cotracker_ros.engines import find_model  # noqa: E402
 from cotracker_ros.engines.torch_engine import describe  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
@@ -22,13 +21,15 @@ from cotracker_ros.model.config import Origin  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
 from train.config import TrainConfig, read_config  # noqa: E402
-from train.data.batch import Clips  # noqa: E402
-from train.data.loader import ClipStream, StreamConfig  # noqa: E402
+from train.data.batch import BatchConfig, Clips  # noqa: E402
+from train.data.loader import Batches  # noqa: E402
+from train.data.mixture import Mixture  # noqa: E402
+from train.data.sources import ProceduralSource, mixture  # noqa: E402
 from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
-from train.objectives import contrastive  # noqa: E402
 from train.objectives.realtime import RealtimeRecipe, correction  # noqa: E402
-from train.train import Objective, Run  # noqa: E402
+from train.objectives.windowed import WindowedObjective  # noqa: E402
+from train.train import Run  # noqa: E402
 
 CONFIG = TrainConfig(
     steps=4,
@@ -39,7 +40,7 @@ CONFIG = TrainConfig(
     evaluate=3,
     evaluated=1,
     scene=SceneConfig(size=(64, 96), frames=4, objects=(1, 2)),
-    stream=StreamConfig(clips=1, points=6, bank=2),
+    batch=BatchConfig(clips=1, points=6, bank=2),
     realtime=RealtimeRecipe(fresh=2, calibration=1),
     shape={
         'stem': 16, 'stages': (16, 16, 16, 16), 'blocks': (1, 1, 1, 1),
@@ -84,7 +85,7 @@ def test_a_key_that_does_not_exist_is_named(values, key):
         ({'steps': 'many'}, 'steps is .many.; it must be like 4000'),
         ({'lr': 'high'}, 'lr is .high.'),
         ({'scene': 3}, 'scene is 3'),
-        ({'stream': {'pace': 2}}, r'stream\.pace is 2'),
+        ({'batch': {'pace': 2}}, r'batch\.pace is 2'),
     ],
 )
 def test_a_value_of_another_kind_is_named(values, message):
@@ -99,12 +100,21 @@ def test_a_value_of_another_kind_is_named(values, message):
         ({'shape': {'legs': 4}}, 'legs'),
         ({'network': 'cotracker9'}, 'cotracker9'),
         ({'textures': 'nowhere'}, 'nowhere'),
-        ({'data': 'nowhere'}, 'nowhere'),
+        ({'sources': {'kubric': 1.0}, 'kubric': 'nowhere'}, 'nowhere'),
+        ({'kubric': 'nowhere'}, 'no share'),
+        ({'sources': {'procedual': 1.0}}, 'no source procedual; there are procedural, kubric'),
+        ({'sources': {'procedural': 0.0}}, 'shares'),
+        ({'objective': 'contrast'}, 'no objective contrast; there are contrastive'),
+        ({'encoder_weights': 'nowhere.pt'}, 'nowhere.pt'),
     ],
 )
 def test_what_cannot_be_used_is_told_before_any_compute(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         Run(dataclasses.replace(CONFIG, **changes), tmp_path, 'cpu')
+
+
+def procedural(config, seed):
+    return ProceduralSource(config.scene, config.batch, seed)
 
 
 def weights(run):
@@ -119,9 +129,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     first.train(0)  # no time at all: only a checkpoint
     assert first.step == 0
     half = Run(dataclasses.replace(CONFIG), tmp_path / 'parts', 'cpu')
-    clips = iter(ClipStream(CONFIG.scene, CONFIG.stream, CONFIG.seed))
-    for _ in range(2):
-        half.update(next(clips))
+    source = procedural(CONFIG, CONFIG.seed)
+    for step in range(2):
+        half.update(source.batch(step))
         half.step += 1
     half.save()
     (tmp_path / 'parts' / 'checkpoint.part').write_bytes(b'half a checkpoint of a killed run')
@@ -178,7 +188,7 @@ def test_weights_stay_under_the_licence_of_those_they_began_with(tmp_path):
 
 def test_training_on_one_batch_lowers_its_loss(tmp_path):
     run = Run(dataclasses.replace(CONFIG, lr=3e-3), tmp_path, 'cpu')
-    clips = next(iter(ClipStream(CONFIG.scene, CONFIG.stream, 1)))
+    clips = procedural(CONFIG, 1).batch(0)
     # Step 0 starts every search near the truth with the same errors: the same task each time.
     losses = [run.update(clips)['total'] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
@@ -227,10 +237,6 @@ def test_the_correction_stays_finite_where_the_evidence_tells_all():
     assert 1 < weight.item() < 20 and abs(constant.item()) < 0.1
 
 
-def joined(one, two):
-    return Clips(*(torch.cat(x) for x in zip(vars(one).values(), vars(two).values(), strict=True)))
-
-
 def work(rank, port, config, folder, results):
     """One process of two: two steps on its own clips."""
     import torch.distributed as dist
@@ -238,10 +244,10 @@ def work(rank, port, config, folder, results):
     address = f'tcp://127.0.0.1:{port}'
     dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
     run = Run(config, folder, 'cpu')
-    stream = iter(ClipStream(config.scene, config.stream, config.seed, rank=rank, ranks=2))
+    batches = iter(Batches(mixture(config, config.seed), rank=rank, ranks=2))
     losses = []
     for _ in range(2):
-        losses.append(run.update(next(stream)))
+        losses.append(run.update(next(batches)))
         run.step += 1
     results.put((rank, losses, {k: v.numpy() for k, v in run.model.state_dict().items()}))
     dist.destroy_process_group()
@@ -266,12 +272,9 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path):
         process.join(60)
 
     one = Run(CONFIG, tmp_path / 'one', 'cpu')
-    streams = [
-        iter(ClipStream(CONFIG.scene, CONFIG.stream, CONFIG.seed, rank=rank, ranks=2))
-        for rank in range(2)
-    ]
+    source = procedural(CONFIG, CONFIG.seed)
     for step in range(2):
-        losses = one.update(joined(*(next(stream) for stream in streams)))
+        losses = one.update(Clips.join([source.batch(2 * step + rank) for rank in range(2)]))
         one.step += 1
         for name, value in losses.items():
             mean = sum(part[1][step][name] for part in told) / 2
@@ -301,7 +304,7 @@ def test_the_published_networks_learn_through_their_windows(tmp_path, network):
         steps=100,
     )
     run = Run(config, tmp_path, 'cpu')
-    clips = next(iter(ClipStream(config.scene, config.stream, 1)))
+    clips = procedural(config, 1).batch(0)
     before = {name: p.clone() for name, p in run.model.named_parameters()}
     losses = [run.update(clips)['total'] for _ in range(10)]
     assert losses[-1] < 0.5 * losses[0]
@@ -314,8 +317,8 @@ def test_losses_of_windows_by_hand():
     shape = {'depth': 1, 'window': 6, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
     config = dataclasses.replace(CONFIG, network='cotracker3_offline', shape=shape)
     model = Run(config, Path('unused'), 'cpu').model
-    clips = next(iter(ClipStream(CONFIG.scene, CONFIG.stream, 1)))
-    losses = Objective(model, config)(clips, 0, 0)
+    clips = procedural(CONFIG, 1).batch(0)
+    losses = WindowedObjective(model, config)(clips, 0, 0)
     queries = torch.cat([clips.query_frame[..., None].float(), first_places(clips)], -1)
     found = model(clips.video.movedim(-1, 2), queries, config.iterations)
     counted = (clips.query_frame[:, None] < torch.arange(4)[:, None]) & clips.visible
@@ -328,18 +331,106 @@ def first_places(clips):
     return clips.tracks.gather(1, index)[:, 0]
 
 
-def test_the_contrastive_stage_goes_on_from_weights_and_from_its_own_file(tmp_path, monkeypatch):
-    start, output = find_model('realtime').with_suffix('.safetensors'), tmp_path / 'encoder.pt'
-    shipped = load_checkpoint(start).encoder.state_dict()
+ENCODER = dataclasses.replace(
+    CONFIG,
+    objective='contrastive',
+    ema=0.0,
+    evaluate=100,
+    batch=dataclasses.replace(CONFIG.batch, pace=(0.3, 12.0), shuffle=True),
+)
 
-    def run(steps):
-        given = f'--start {start} --output {output} --steps {steps} --clips 1 --points 8 --lr 0'
-        monkeypatch.setattr('sys.argv', ['contrastive.py', *given.split()])
-        contrastive.main()
-        return torch.load(output, weights_only=True)
 
-    first = run(1)
-    for name, value in shipped.items():
-        if name.endswith('weight'):  # batch norm's statistics move by themselves
-            assert torch.allclose(first['encoder'][name], value, atol=1e-4), name
-    assert (first['step'], run(2)['step']) == (1, 2)
+def test_the_encoder_learns_to_match_and_the_rest_stays(tmp_path):
+    run = Run(dataclasses.replace(ENCODER, lr=3e-3), tmp_path, 'cpu')
+    before = {name: x.clone() for name, x in run.model.state_dict().items()}
+    clips = procedural(ENCODER, 1).batch(0)
+    losses = [run.update(clips) for _ in range(20)]
+    assert losses[-1]['total'] < 0.8 * losses[0]['total']
+    assert 0 <= losses[0]['placed at stride 8'] <= 1
+    for name, x in run.model.state_dict().items():
+        if not name.startswith('encoder.'):
+            assert torch.equal(x, before[name]), name
+    assert not torch.equal(run.model.encoder.stem[0].weight, before['encoder.stem.0.weight'])
+    assert not torch.equal(run.objective.scale.data, torch.full((3,), math.log(1 / 0.07)))
+
+
+def test_the_contrastive_stage_resumes_and_hands_its_encoder_on(tmp_path):
+    whole = Run(ENCODER, tmp_path / 'whole', 'cpu')
+    whole.train(math.inf)
+    half = Run(dataclasses.replace(ENCODER), tmp_path / 'parts', 'cpu')
+    for step in range(2):
+        half.update(procedural(ENCODER, ENCODER.seed).batch(step))
+        half.step += 1
+    half.save()
+    rest = Run(ENCODER, tmp_path / 'parts', 'cpu')
+    rest.train(math.inf)
+    assert torch.equal(rest.objective.scale, whole.objective.scale)
+    path = tmp_path / 'whole' / 'encoder.safetensors'
+    tracker = Run(
+        dataclasses.replace(CONFIG, encoder_weights=str(path)), tmp_path / 'tracker', 'cpu'
+    ).model
+    after = tracker.encoder.state_dict()
+    assert tracker.origin.provenance == 'encoder: 100% procedural; 4 steps, seed 1'
+    for name, value in whole.model.encoder.state_dict().items():
+        assert torch.equal(value, rest.model.encoder.state_dict()[name]), name
+        assert torch.equal(value, after[name]), name
+    assert not (tmp_path / 'whole' / 'realtime.safetensors').exists()
+
+
+class Numbered:
+    """A source whose batches say which they are."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def batch(self, index):
+        video = torch.full((1, 1, 1, 1, 3), index, dtype=torch.uint8)
+        return Clips(
+            video, *(torch.zeros(1, 1, 1, *rest) for rest in ((2,), ())), torch.zeros(1, 1)
+        )
+
+
+@pytest.mark.parametrize('shares', [(1, 0), (3, 1), (0.5, 0.5), (0.25, 0.75), (0, 1), (1, 2, 5)])
+def test_a_mixture_keeps_its_shares_in_every_stretch(shares):
+    names = 'abc'[: len(shares)]
+    mixed = Mixture([Numbered(name) for name in names], shares)
+    for first in (0, 1_000_000):
+        given = [mixed.source(first + i).name for i in range(100)]
+        for name, share in zip(names, shares, strict=True):
+            assert given.count(name) == pytest.approx(100 * share / sum(shares), abs=2)
+
+
+def test_a_mixture_is_the_same_whoever_makes_its_batches():
+    mixed = Mixture([Numbered('a'), Numbered('b')], (0.75, 0.25))
+    numbers = [
+        (int(clips.video[0, 0, 0, 0, 0]), clips.source)
+        for clips in (mixed.batch(i) for i in range(12))
+    ]
+    parts = [iter(Batches(mixed, 0, rank, 2)) for rank in range(2)]
+    told = [next(parts[i % 2]) for i in range(12)]
+    assert [(int(c.video[0, 0, 0, 0, 0]), c.source) for c in told] == numbers
+    resumed = iter(Batches(mixed, 5, 0, 1))
+    assert next(resumed).source == numbers[5][1]
+
+
+def test_losses_are_logged_by_source(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from train.data import sources
+
+    def second(config, seed, device):
+        source = procedural(config, seed + 1)
+        source.name = 'second'
+        return source
+
+    monkeypatch.setitem(sources.SOURCES, 'second', second)
+    config = dataclasses.replace(
+        ENCODER, steps=20, save=100, evaluate=100, sources={'procedural': 0.5, 'second': 0.5}
+    )
+    Run(config, tmp_path, 'cpu').train(math.inf)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = events.Tags()['scalars']
+    assert {'procedural/total', 'second/total', 'second/placed at stride 8'} <= set(tags)
+    with safe_open(tmp_path / 'encoder.safetensors', 'pt') as file:
+        assert '50% procedural, 50% second' in file.metadata()['provenance']

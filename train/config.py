@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from train.data.loader import StreamConfig
+from train.data.batch import BatchConfig
 from train.data.synthetic.procedural import SceneConfig
 from train.losses import LossConfig
+from train.objectives.contrastive import ContrastiveRecipe
 from train.objectives.realtime import RealtimeRecipe
 
 
@@ -18,8 +19,15 @@ class TrainConfig:
 
     network: str = 'realtime'  # or cotracker1, cotracker2, cotracker3_online, cotracker3_offline
     shape: dict[str, Any] = field(default_factory=dict)  # what differs from its own
+    encoder: str = ''  # feature network by its name in cotracker_ros.model; else the network's own
+    # contrastive: its encoder alone. realtime, windowed: the whole network, which learns by one
+    # of them unless told.
+    objective: str = ''
     start: str = ''  # weights to go on from
-    data: str = ''  # folder of Kubric sequences; else procedural video
+    encoder_weights: str = ''  # those of the contrastive stage, for the encoder to begin with
+    # where batches come from (train/data/sources.py), and the share of each
+    sources: dict[str, float] = field(default_factory=lambda: {'procedural': 1.0})
+    kubric: str = ''  # folder of the source kubric
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
     textures: str = ''  # folder of photographs for procedural scenes to wear
     steps: int = 4000
@@ -36,8 +44,9 @@ class TrainConfig:
     evaluate: int = 1000  # steps between evaluations
     evaluated: int = 4  # clips of an evaluation
     scene: SceneConfig = SceneConfig(frames=20)  # noqa: RUF009 (frozen)
-    stream: StreamConfig = StreamConfig()  # noqa: RUF009 (frozen)
+    batch: BatchConfig = BatchConfig()  # noqa: RUF009 (frozen)
     loss: LossConfig = LossConfig()  # noqa: RUF009 (frozen)
+    contrastive: ContrastiveRecipe = ContrastiveRecipe()  # noqa: RUF009 (frozen)
     realtime: RealtimeRecipe = RealtimeRecipe()  # noqa: RUF009 (frozen)
 
 

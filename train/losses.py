@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cotracker_ros.model.realtime import sample_cells
 from cotracker_ros.skeleton import KEYPOINTS, LIMBS
-from train.data.batch import Clips
 
 
 class Estimate(Protocol):
@@ -231,18 +230,23 @@ def place_weights(xy: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def matching_loss(
-    features: list[Tensor], clips: Clips, strides: tuple[int, ...], scale: Tensor
+    features: list[Tensor],
+    tracks: Tensor,
+    visible: Tensor,
+    query_frame: Tensor,
+    strides: tuple[int, ...],
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of each point's place in every other frame, and the share placed within 1.5
-    cells.
+    """Cross entropy of each point's place in every frame but its query's, and the share placed
+    within 1.5 cells.
 
-    features: per level (B * T, C, h, w); scale (levels,): inverse temperature.
+    features: per level (B * T, C, h, w); tracks (B, T, N, 2) px; visible (B, T, N) bool;
+    query_frame (B, N), where a point's template is taken; scale (levels,): inverse temperature.
     """
-    batch, frames, points = clips.visible.shape
-    pick = torch.arange(batch)[:, None], clips.query_frame
-    start = clips.tracks.transpose(1, 2)[pick[0], torch.arange(points), pick[1]]
-    weight = clips.visible.float()
-    weight = weight.scatter(1, clips.query_frame[:, None], 0)  # not the query frame itself
+    batch, frames, points = visible.shape
+    pick = torch.arange(batch)[:, None], query_frame
+    start = tracks.transpose(1, 2)[pick[0], torch.arange(points), pick[1]]
+    weight = visible.float().scatter(1, query_frame[:, None], 0)
     losses, hits = [], []
     for level, stride in enumerate(strides):
         height, width = features[level].shape[-2:]
@@ -253,10 +257,10 @@ def matching_loss(
         template = template[pick[0], torch.arange(points), pick[1]]
         template = F.normalize(template, dim=-1)
         logits = torch.einsum('bnc,btcp->btnp', template, maps.flatten(3)) * scale[level]
-        index, share = place_weights(clips.tracks / stride, height, width)
+        index, share = place_weights(tracks / stride, height, width)
         log_p = logits.gather(-1, index) - logits.logsumexp(-1, keepdim=True)
         losses.append(-clip_mean((share * log_p).sum(-1), weight))
         best = logits.detach().argmax(-1)
-        miss = torch.stack([best % width, best // width], -1) - clips.tracks / stride
+        miss = torch.stack([best % width, best // width], -1) - tracks / stride
         hits.append(clip_mean(miss.norm(dim=-1) < 1.5, weight))
     return torch.stack(losses).sum(), torch.stack(hits)

@@ -28,46 +28,27 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cotracker_ros.model import build_model, load_checkpoint
-from cotracker_ros.model.checkpoint import checkpoint_metadata
-from cotracker_ros.model.config import PERMISSIVE, Origin
+from cotracker_ros.model.checkpoint import (
+    checkpoint_metadata,
+    origin_of,
+    read_metadata,
+    read_state,
+)
+from cotracker_ros.model.config import Origin
 from cotracker_ros.visualise import contact_sheet, draw_tracks
 from train.config import TrainConfig, read_config
 from train.data.batch import Clips
 from train.data.clip import DataError
-from train.data.loader import ClipStream, FolderStream, loader
-from train.data.readers.kubric import kubric_sequences
-from train.data.synthetic.textures import read_photographs
+from train.data.loader import Batches, loader
+from train.data.mixture import Source
+from train.data.sources import mixture
 from train.metrics import mean_scores, tapvid
-from train.objectives.realtime import calibrate, realtime_losses
-from train.objectives.windowed import window_losses
-
-
-class Objective(nn.Module):
-    """A network with its losses: what a step of training asks for, as one module, so that
-    DistributedDataParallel sees every use of the weights.
-    """
-
-    def __init__(self, model: nn.Module, config: TrainConfig):
-        super().__init__()
-        self.model, self.config = model, config
-
-    def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
-        """Losses of a batch of the clips first, first + 1, ... of the run."""
-        c = self.config
-        if not self.model.facts.causal:
-            device = clips.video.device.type
-            with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
-                return window_losses(self.model, clips, c.iterations, c.loss)
-        lead = 1.0 if step < c.warmup and not c.start else c.realtime.lead
-        seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
-        return realtime_losses(
-            self.model, clips, c.iterations, c.loss, c.realtime, lead, seeds, step
-        )
+from train.objectives import OBJECTIVES, Objective
 
 
 class Run:
@@ -82,21 +63,15 @@ class Run:
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
         torch.manual_seed(config.seed)
-        self.textures = read_photographs(config.textures)
-        self.sequences = kubric_sequences(config.data) if config.data else []
-        self.model = self.network().to(device)
-        self.objective: nn.Module = Objective(self.model, config)
-        encoder = list(self.model.encoder.parameters())
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith('encoder.')]
-        if self.model.facts.causal:
-            # Batch norm stays as the contrastive stage left it.
-            self.model.eval()
-            self.model.encoder.requires_grad_(config.realtime.fresh > 0)
-        groups = [
-            {'params': rest, 'peak': config.lr},
-            {'params': encoder, 'peak': config.lr * config.encoder_rate},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+        # Where workers make the batches, they render on the CPU.
+        self.render_on = 'cpu' if config.workers else device
+        self.source = mixture(config, config.seed, self.render_on)
+        self.model = self.network()
+        self.objective = self.ask().to(device)
+        self.stepped: nn.Module = self.objective
+        self.optimiser = torch.optim.AdamW(
+            self.objective.groups(), config.lr, weight_decay=config.weight_decay
+        )
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
         )
@@ -105,34 +80,46 @@ class Run:
         if path.exists():
             self.restore(torch.load(path, map_location=device, weights_only=True))
         if self.ranks > 1:
-            self.objective = nn.parallel.DistributedDataParallel(self.objective)
+            self.stepped = nn.parallel.DistributedDataParallel(self.objective)
 
     def network(self) -> nn.Module:
         """The network with the weights that the run begins with."""
-        c, encoder = self.config, self.config.realtime.encoder
+        c, shape = self.config, dict(self.config.shape)
+        if c.encoder:
+            shape['encoder'] = c.encoder
         try:
-            model = build_model(c.network, c.scene.size, **c.shape)
+            model = build_model(c.network, c.scene.size, **shape)
         except TypeError as error:
-            raise ValueError(f'shape {c.shape} is not of {c.network}: {error}') from error
+            raise ValueError(f'shape {shape} is not of {c.network}: {error}') from error
         try:
             if c.start:
                 begun = load_checkpoint(c.start)
                 model.load_state_dict(begun.state_dict())
                 model.origin = begun.origin
-            elif encoder:
-                saved = torch.load(encoder, map_location='cpu', weights_only=True)
-                model.encoder.load_state_dict(saved['encoder'])
-                licence = saved.get('licence', PERMISSIVE)
-                model.origin = Origin(licence, saved.get('provenance', 'an encoder of stage 1'))
+            if c.encoder_weights:
+                path = Path(c.encoder_weights)
+                model.encoder.load_state_dict(read_state(path))
+                origin = origin_of(path, read_metadata(path))
+                told = f'encoder: {origin.provenance}'
+                model.origin = model.origin.trained_on(origin.licence, told)
         except (OSError, KeyError, RuntimeError) as error:
-            reason = str(error).partition('\n')[0]
-            raise ValueError(f'cannot begin with {c.start or encoder}: {reason}') from error
+            files, reason = c.encoder_weights or c.start, str(error).partition('\n')[0]
+            raise ValueError(f'cannot begin with {files}: {reason}') from error
         return model
+
+    def ask(self) -> Objective:
+        """What the run asks of its network."""
+        c = self.config
+        name = c.objective or ('realtime' if self.model.facts.causal else 'windowed')
+        if name not in OBJECTIVES:
+            raise ValueError(f'no objective {name}; there are {", ".join(OBJECTIVES)}')
+        return OBJECTIVES[name](self.model, c)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
-        return {'network': self.config.network, **self.config.shape}
+        c = self.config
+        return {'network': c.network, 'encoder': c.encoder, 'objective': c.objective, **c.shape}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint; ValueError if it is of another model."""
@@ -141,42 +128,48 @@ class Run:
                 f'{self.folder} holds a run of another model: {saved["identity"]}; '
                 'choose another folder'
             )
-        self.model.load_state_dict(saved['model'])
+        model = {f'model.{name}': x for name, x in saved['model'].items()}
+        self.objective.load_state_dict(model | saved['objective'])
         self.average.load_state_dict(saved['average'])
         self.optimiser.load_state_dict(saved['optimiser'])
         self.step = saved['step']
-        self.model.origin = Origin(*saved.get('origin', dataclasses.astuple(self.model.origin)))
+        self.model.origin = Origin(*saved['origin'])
 
     def save(self) -> None:
         """Write beside, then rename: a killed run never leaves half a checkpoint."""
         if self.rank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
+        state = self.objective.state_dict()
+        saved = {
             'model': self.model.state_dict(),
+            'objective': {k: x for k, x in state.items() if not k.startswith('model.')},
             'average': self.average.state_dict(),
             'optimiser': self.optimiser.state_dict(),
             'step': self.step,
             'identity': self.identity,
             'origin': dataclasses.astuple(self.model.origin),
         }
-        torch.save(state, self.folder / 'checkpoint.part')
+        torch.save(saved, self.folder / 'checkpoint.part')
         (self.folder / 'checkpoint.part').rename(self.folder / 'checkpoint.pt')
 
     def publish(self) -> Path:
         """Write the averaged weights, as they ship, under the licences of what they began with
         and of the data, with their provenance.
         """
-        c, path = self.config, self.folder / f'{self.config.network}.safetensors'
-        data = 'Kubric' if c.data else f'procedural video, {len(self.textures)} photographs in it'
-        told = f'{data}; {self.step} steps, seed {c.seed}'
-        origin = self.model.origin.trained_on(c.licence, told)
+        c, weights = self.config, self.objective.published(self.average.module)
+        whole = weights is self.average.module
+        path = self.folder / f'{c.network if whole else "encoder"}.safetensors'
+        told = f'{self.source.name}; {self.step} steps, seed {c.seed}'
+        metadata = checkpoint_metadata(self.model, self.model.origin.trained_on(c.licence, told))
+        if not whole:
+            metadata['model'] = f'encoder of {metadata["model"]}'
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file(
-            {name: x.cpu().contiguous() for name, x in self.average.module.state_dict().items()},
+            {name: x.cpu().contiguous() for name, x in weights.state_dict().items()},
             path,
             metadata={
-                **checkpoint_metadata(self.model, origin),
+                **metadata,
                 'config': json.dumps(dataclasses.asdict(c)),
             },
         )
@@ -189,19 +182,10 @@ class Run:
         rise = min(1.0, (self.step + 1) / max(1, c.warmup))
         return rise * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
 
-    def batches(self, seed: int, step: int = 0) -> Iterator[Clips]:
+    def batches(self, source: Source, step: int = 0) -> Iterator[Clips]:
         """The batches of this process from a step on, on its device."""
-        c = self.config
-        if self.sequences:
-            source = FolderStream(
-                self.sequences, c.scene, c.stream, seed, step, self.rank, self.ranks
-            )
-        else:
-            device = self.device if c.workers == 0 else 'cpu'
-            source = ClipStream(
-                c.scene, c.stream, seed, step, self.rank, self.ranks, device, self.textures
-            )
-        return (clips.to(self.device) for clips in loader(source, c.workers))
+        batches = Batches(source, step, self.rank, self.ranks)
+        return (clips.to(self.device) for clips in loader(batches, self.config.workers))
 
     def out_of_time(self, end: float) -> bool:
         """Whether any process has no time left: all must stop at the same step."""
@@ -213,20 +197,22 @@ class Run:
     def train(self, time_limit: float) -> None:
         """Train up to the last step or for `time_limit` seconds, whichever is first."""
         c, end = self.config, time.monotonic() + time_limit
-        batches = self.batches(c.seed, self.step)
+        batches = self.batches(self.source, self.step)
         writer = SummaryWriter(str(self.folder)) if self.rank == 0 else None
         bar = tqdm(total=c.steps, initial=self.step, mininterval=5, disable=self.rank > 0)
         shown: dict[str, float] = {}
         while self.step < c.steps and not self.out_of_time(end):
-            losses = self.update(next(batches))
+            clips = next(batches)
+            losses = self.update(clips)
             self.step += 1
             bar.update()
-            for name, value in losses.items():
+            for measure, value in losses.items():
+                name = f'{clips.source}/{measure}'
                 shown[name] = shown.get(name, value) * 0.97 + 0.03 * value
             if self.step % 20 == 0 and writer:
                 bar.set_postfix_str('  '.join(f'{k} {v:.3f}' for k, v in shown.items()))
                 for name, value in shown.items():
-                    writer.add_scalar(f'train/{name}', value, self.step)
+                    writer.add_scalar(name, value, self.step)
             if self.step % c.save == 0:
                 self.save()
             if self.step % c.evaluate == 0 and writer:
@@ -234,10 +220,8 @@ class Run:
         self.save()
         bar.close()
         if self.rank == 0:
-            if self.step == c.steps and self.model.facts.causal:
-                fresh = islice(batches, c.realtime.calibration)
-                shown_fresh = tqdm(fresh, 'calibrating', c.realtime.calibration)
-                calibrate(self.average.module, shown_fresh, c.loss)
+            if self.step == c.steps:
+                self.objective.finish(self.average.module, batches)
             print(f'wrote {self.publish()}')
 
     def update(self, clips: Clips) -> dict[str, float]:
@@ -246,7 +230,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group['lr'] = group['peak'] * self.rate()
         first = (self.step * self.ranks + self.rank) * len(clips.video)
-        losses = self.objective(clips, self.step, first)
+        losses = self.stepped(clips, self.step, first)
         self.optimiser.zero_grad(set_to_none=True)
         losses['total'].backward()
         for group in self.optimiser.param_groups:
@@ -263,7 +247,8 @@ class Run:
         model, scores, sheets = self.average.module, [], []
         training = model.training
         model.eval()
-        batches = self.batches(self.config.seed + 1_000)
+        unseen = mixture(self.config, self.config.seed + 1_000, self.render_on)
+        batches = self.batches(unseen)
         clips = (
             (clips.video[b], clips.tracks[b], clips.visible[b], clips.query_frame[b])
             for clips in batches

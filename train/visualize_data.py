@@ -19,8 +19,8 @@ import yaml
 
 from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
 from train.config import read_config
-from train.data.loader import ClipStream
-from train.data.synthetic.textures import read_photographs
+from train.data.clip import DataError
+from train.data.sources import mixture
 
 
 def main() -> None:
@@ -36,12 +36,12 @@ def main() -> None:
 
     try:
         config = read_config(yaml.safe_load(args.config.read_text()) or {})
-        textures = read_photographs(config.textures)
-    except (OSError, ValueError) as error:
+        batch = dataclasses.replace(config.batch, clips=args.clips)
+        source = mixture(dataclasses.replace(config, batch=batch), args.seed)
+    except (OSError, ValueError, DataError) as error:
         parser.error(str(error))
-    stream = dataclasses.replace(config.stream, clips=args.clips)
-    batch = next(iter(ClipStream(config.scene, stream, args.seed, textures=textures)))
-    frames = config.scene.frames
+    batch = source.batch(0)
+    frames = batch.video.shape[1]
     drawn = [
         [draw(batch.video[b], batch.tracks[b], batch.visible[b], t) for t in range(frames)]
         for b in range(args.clips)

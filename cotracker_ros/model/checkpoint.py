@@ -69,7 +69,7 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
     if told:
         raise ValueError(f'{path.name} has keys that do not fit; ' + '; '.join(told))
     model.load_state_dict({key: state[key] for key in expected}, strict=True)
-    model.origin = _origin(noted, published, path)
+    model.origin = origin_of(path, noted, published)
     return model.eval()
 
 
@@ -143,12 +143,10 @@ def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _origin(noted: dict[str, str], published: bool, path: Path) -> Origin:
+def origin_of(path: Path, noted: dict[str, str], published: bool = False) -> Origin:
     """Read the origin of weights off a file's metadata, else off its kind."""
     usual = PUBLISHED if published else Origin(UNKNOWN, path.name)
-    return Origin(
-        noted.get('licence', usual.licence), noted.get('provenance', usual.provenance)
-    )
+    return Origin(noted.get('licence', usual.licence), noted.get('provenance', usual.provenance))
 
 
 def _model_of(

@@ -2,7 +2,7 @@
 
 Pictures: brightness, contrast, saturation, hue; blur; patches erased, or replaced by another part
 of the picture, for some frames, which hides the points below. Geometry: a crop whose place and
-scale drift over time, flips, and time run backwards.
+scale drift over time, and flips.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (1.0, 1.6)  # of the least that fills the picture
     drift: float = 0.1  # change of scale, and of place against the room left, over a clip
     flip: float = 0.5  # left and right; upside down half as often
-    reverse: float = 0.3  # time runs backwards
+    reverse: float = 0.3  # time runs backwards (the source does that)
 
 
 def augment(
@@ -41,8 +41,6 @@ def augment(
     `size` (H, W), with the tracks in its pixels. Points outside are not visible.
     """
     video, visible = video.copy(), visible.copy()
-    if rng.random() < config.reverse:
-        video, tracks, visible = video[::-1], tracks[::-1], visible[::-1]
     if rng.random() < config.colour:
         video = recolour(video, rng)
     if rng.random() < config.blur:

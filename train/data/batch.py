@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from train.data.augment import AugmentConfig
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What a batch of clips holds."""
+
+    clips: int = 2
+    points: int = 64
+    bank: int = 64  # generated textures in use at a time
+    # frame rate of a clip against the scene's own, log-uniform
+    pace: tuple[float, float] = (0.5, 2.0)
+    skip: float = 0.1  # chance that frames are dropped before a frame
+    shuffle: bool = False  # unrelated frame times up to pace[1] apart: for matching, not tracking
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009 (frozen), of recorded data
+
 
 @dataclass
 class Clips:
-    """A batch of clips.
+    """A batch of clips of one source.
 
     video (B, T, H, W, 3) uint8 RGB; tracks (B, T, N, 2) px; visible (B, T, N) bool;
     query_frame (B, N) int64, a frame in which the point is visible. keypoint and instance (B, N)
@@ -26,6 +43,7 @@ class Clips:
     keypoint: Tensor = None  # type: ignore[assignment]
     instance: Tensor = None  # type: ignore[assignment]
     known: Tensor = None  # type: ignore[assignment]
+    source: str = ''  # name of the source
 
     def __post_init__(self) -> None:
         """Plain points of known truth where nothing else is said."""
@@ -38,4 +56,12 @@ class Clips:
 
     def to(self, device: torch.device | str) -> Clips:
         """Move every tensor."""
-        return Clips(*(x.to(device) for x in vars(self).values()))
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Clips(*(part.to(device) if isinstance(part, Tensor) else part for part in parts))
+
+    @classmethod
+    def join(cls, parts: Sequence[Clips]) -> Clips:
+        """One batch of the clips of several, of the same source."""
+        rows = ([getattr(part, field.name) for field in fields(cls)] for part in parts)
+        columns = zip(*rows, strict=True)
+        return cls(*(torch.cat(x) if isinstance(x[0], Tensor) else x[0] for x in columns))

@@ -1,4 +1,4 @@
-"""Stage 1: the encoder alone, by dense contrastive matching between frames of procedural clips.
+"""The encoder alone, by dense contrastive matching between the frames of a clip.
 
 For every point visible in two frames, its feature in the first must single out its place among all
 places of the second, at every stride: cross entropy over the whole map, the target shared by the
@@ -7,114 +7,69 @@ four nearest cells. Cheap, and the untrained matcher already follows points with
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from pathlib import Path
-
-if not __package__:  # run as a script: the root holds both packages
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from cotracker_ros.model import load_checkpoint
-from cotracker_ros.model.config import FRESH
-from cotracker_ros.model.realtime import PyramidEncoder, RealtimeConfig
-from train.data.loader import ClipStream, StreamConfig, loader
-from train.data.synthetic.procedural import SceneConfig
-from train.data.synthetic.textures import read_photographs
+from train.data.batch import Clips
 from train.losses import matching_loss
+from train.objectives.base import Objective
 from train.objectives.realtime import encode
 
+if TYPE_CHECKING:
+    from train.config import TrainConfig
 
-def main() -> None:
-    """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--steps', type=int, default=6000)
-    parser.add_argument('--clips', type=int, default=4)
-    parser.add_argument('--frames', type=int, default=4, help='in a group')
-    parser.add_argument(
-        '--size', type=int, nargs=2, default=(192, 256), help='height and width, px'
-    )
-    parser.add_argument('--points', type=int, default=160)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--lr', type=float, default=2e-3)
-    parser.add_argument('--workers', type=int, default=1, help='processes that render')
-    parser.add_argument('--start', default='', help='weights of a tracker whose encoder goes on')
-    parser.add_argument('--textures', default='', help='folder of photographs for scenes to wear')
-    parser.add_argument('--licence', default=FRESH.licence, help='that the photographs allow')
-    args = parser.parse_args()
 
-    torch.manual_seed(args.seed)
-    config = RealtimeConfig()
-    encoder, origin = PyramidEncoder(config), FRESH
-    if args.start:
-        begun = load_checkpoint(args.start)
-        encoder.load_state_dict(begun.encoder.state_dict())
-        origin = begun.origin
-    encoder = encoder.to(memory_format=torch.channels_last)
-    scale = nn.Parameter(torch.full((len(config.strides),), math.log(1 / 0.07)))
-    optimiser = torch.optim.AdamW([*encoder.parameters(), scale], args.lr, weight_decay=0.02)
-    start, told = 0, f'matching on procedural video, {args.steps} steps, seed {args.seed}'
-    origin = origin.trained_on(args.licence, told)
-    if args.output.exists():
-        saved = torch.load(args.output, weights_only=True)
-        encoder.load_state_dict(saved['encoder'])
-        scale.data.copy_(saved['scale'])
-        optimiser.load_state_dict(saved['optimiser'])
-        start = saved['step']
-    stream = StreamConfig(clips=args.clips, points=args.points, pace=(0.3, 12.0), shuffle=True)
-    source = ClipStream(
-        SceneConfig(size=tuple(args.size), frames=args.frames, bodies=0.6, twins=0.15, jpeg=0.3),
-        stream,
-        args.seed,
-        start,
-        textures=read_photographs(args.textures),
-    )
-    batches = loader(source, args.workers)
-    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=10)
-    average = torch.zeros(4)
-    for step in bar:
-        rate = (
-            args.lr
-            * min(1, (step + 1) / 200)
-            * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
-            + 1e-6
+@dataclass(frozen=True)
+class ContrastiveRecipe:
+    """What is particular to the encoder's training."""
+
+    temperature: float = 0.07  # of every stride at first; it is learned
+    sharpest: float = 40.0  # limit of its inverse
+    batch_norm: bool = True  # whether the statistics of batch norm follow the clips
+    trunk_rate: float = 1.0  # learning rate of pretrained layers against the rest's
+
+
+class ContrastiveObjective(Objective):
+    """Trains `model.encoder`, whatever feature network that is; the rest is left as it began."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        super().__init__(model, config)
+        recipe = config.contrastive
+        model.requires_grad_(False)
+        model.encoder.requires_grad_(True).train(recipe.batch_norm)
+        model.encoder.to(memory_format=torch.channels_last)
+        self.strides: tuple[int, ...] = model.config.strides
+        sharpness = math.log(1 / recipe.temperature)
+        self.scale = nn.Parameter(torch.full((len(self.strides),), sharpness))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The pretrained trunk, where the encoder says it has one, and the rest."""
+        c = self.config
+        trunk = [p for part in getattr(self.model.encoder, 'trunk', ()) for p in part.parameters()]
+        if not c.contrastive.trunk_rate:
+            for parameter in trunk:
+                parameter.requires_grad_(False)
+        known = set(trunk)
+        rest = [p for p in self.model.encoder.parameters() if p not in known]
+        groups = [{'params': [*rest, self.scale], 'peak': c.lr}]
+        if trunk:
+            groups.append({'params': trunk, 'peak': c.lr * c.contrastive.trunk_rate})
+        return groups
+
+    def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
+        """The loss, and by stride the share of points placed within 1.5 cells."""
+        features = [f.flatten(0, 1) for f in encode(self.model.encoder, clips.video)]
+        scale = self.scale.exp().clamp_max(self.config.contrastive.sharpest)
+        loss, hits = matching_loss(
+            features, clips.tracks, clips.visible, clips.query_frame, self.strides, scale
         )
-        for group in optimiser.param_groups:
-            group['lr'] = rate
-        clips = next(batches)
-        features = [f.flatten(0, 1) for f in encode(encoder, clips.video)]
-        loss, hits = matching_loss(features, clips, config.strides, scale.exp().clamp_max(40))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 2.0)
-        optimiser.step()
-        average = average.lerp(
-            torch.cat([loss.detach()[None], hits]), 0.02 if step - start > 20 else 0.3
-        )
-        if step % 20 == 0:
-            bar.set_postfix_str(
-                'loss {:.3f}, placed {:.3f} {:.3f} {:.3f}'.format(*average.tolist())
-            )
-        if step % 200 == 199 or step == args.steps - 1:
-            half = args.output.with_suffix('.part')
-            torch.save(
-                {
-                    'encoder': encoder.state_dict(),
-                    'scale': scale.data,
-                    'optimiser': optimiser.state_dict(),
-                    'step': step + 1,
-                    'licence': origin.licence,
-                    'provenance': origin.provenance,
-                },
-                half,
-            )
-            half.rename(args.output)
+        placed = zip(self.strides, hits, strict=True)
+        return {'total': loss, **{f'placed at stride {s}': hit for s, hit in placed}}
 
-
-if __name__ == '__main__':
-    main()
+    def published(self, model: nn.Module) -> nn.Module:
+        """The encoder."""
+        return model.encoder

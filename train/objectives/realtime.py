@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cotracker_ros.model.realtime import (
     BestPlaces,
@@ -27,6 +29,10 @@ from cotracker_ros.model.realtime import (
 )
 from train.data.batch import Clips
 from train.losses import LossConfig, matching_loss, tracking_loss
+from train.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
 LOST = 20.0  # px, how far off a point is that redetection should bring back
@@ -37,7 +43,6 @@ PRIOR = 1e-4  # of calibration against no correction, per squared weight
 class RealtimeRecipe:
     """What is particular to the real-time tracker's training."""
 
-    encoder: str = ''  # weights of the contrastive stage to begin with
     # chance per frame and point that the search starts near the truth; 1 during warm-up, unless
     # the run goes on from trained weights
     lead: float = 0.15
@@ -45,6 +50,30 @@ class RealtimeRecipe:
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
     calibration: int = 24  # batches at the end that what it shows, and redetection, are fitted on
+
+
+class RealtimeObjective(Objective):
+    """The real-time tracker on its own rollout. Batch norm stays as the contrastive stage left
+    it.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        super().__init__(model.eval(), config)
+        model.encoder.requires_grad_(config.realtime.fresh > 0)
+
+    def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
+        """The losses of a batch and measures of the result."""
+        c = self.config
+        lead = 1.0 if step < c.warmup and not c.start else c.realtime.lead
+        seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
+        return realtime_losses(
+            self.model, clips, c.iterations, c.loss, c.realtime, lead, seeds, step
+        )
+
+    def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
+        """Fit what the tracker shows, and when a lost point is back."""
+        count = self.config.realtime.calibration
+        calibrate(model, tqdm(islice(batches, count), 'calibrating', count), self.config.loss)
 
 
 class Recorded(NamedTuple):
@@ -82,7 +111,10 @@ class Leads(NamedTuple):
             off = low * (high / low) ** off  # small for most points
             noise = torch.randn(2, frames, points, 2, generator=rng, device=device)
             parts.append((led, off * noise[0], 0.5 * off * noise[1]))
-        return cls(*(torch.stack(x) for x in zip(*parts, strict=True)))
+        led, error, slip = (torch.stack(x) for x in zip(*parts, strict=True))
+        # Only from a truth that is known, of the two frames before.
+        known = torch.cat([torch.ones_like(led[:, :2]), clips.known], 1)
+        return cls(led & known[:, 1:-1] & known[:, :-2], error, slip)
 
 
 def has_bfloat16(device: str) -> bool:
@@ -182,15 +214,17 @@ def refresh(
         now = clips.query_frame == t
         first = model.describe([g[:, k] for g in fresh], clips.tracks[:, t])
         template = torch.where(now[:, None, :, None, None], first[:, None], template)
+    # Matching goes from the first of these frames to the others.
     visible = clips.visible[:, frames]
-    part = Clips(  # matching goes from the first of these frames to the others
-        clips.video[:, frames],
+    scale = torch.full((len(fresh),), MATCHING_SHARPNESS, device=frames.device)
+    loss, _ = matching_loss(
+        [g.flatten(0, 1) for g in fresh],
         clips.tracks[:, frames],
         visible & visible[:, :1],
         torch.zeros_like(clips.query_frame),
+        model.config.strides,
+        scale,
     )
-    scale = torch.full((len(fresh),), MATCHING_SHARPNESS, device=frames.device)
-    loss, _ = matching_loss([g.flatten(0, 1) for g in fresh], part, model.config.strides, scale)
     return features, record._replace(template=template), loss
 
 
@@ -277,8 +311,8 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
         back = clips.visible & there & (error > LOST)
         near = error < loss.confident
         columns = evidence, visibility, confidence, clips.visible, near, clues, back
-        told = (record.age > 0) & clips.known
-        samples.append(tuple(column[told] for column in columns))
+        counted = (record.age > 0) & clips.known
+        samples.append(tuple(column[counted] for column in columns))
     evidence, visibility, confidence, seen, near, clues, back = map(
         torch.cat, zip(*samples, strict=True)
     )

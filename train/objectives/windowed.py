@@ -15,6 +15,7 @@ from torch import Tensor
 from cotracker_ros.model.cotracker import CoTracker, Stream
 from train.data.batch import Clips
 from train.losses import LossConfig, tracking_loss
+from train.objectives.base import Objective
 
 
 class WindowEstimate(NamedTuple):
@@ -23,6 +24,16 @@ class WindowEstimate(NamedTuple):
     xy: Tensor
     visibility: Tensor
     confidence: Tensor | None
+
+
+class WindowedObjective(Objective):
+    """CoTracker 1, 2 or 3 over sliding windows; in bfloat16 on a GPU."""
+
+    def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
+        """The losses of a batch and measures of the result."""
+        device = clips.video.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
+            return window_losses(self.model, clips, self.config.iterations, self.config.loss)
 
 
 def window_losses(

@@ -1,0 +1,175 @@
+"""The sources of training clips by name, as the YAML of a run mixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.data.augment import augment
+from train.data.batch import BatchConfig, Clips
+from train.data.clip import Clip, DataError
+from train.data.mixture import Mixture, Source
+from train.data.readers.kubric import kubric_sequences, read_kubric
+from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
+from train.data.synthetic.textures import read_photographs
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
+
+CHAPTER = 400  # batches between new texture banks, which take some seconds to make
+TRIES = 20  # recordings looked at for one clip
+
+
+class ProceduralSource:
+    """Clips rendered from nothing but photographs (synthetic/procedural.py)."""
+
+    name = 'procedural'
+
+    def __init__(
+        self,
+        scene: SceneConfig,
+        batch: BatchConfig,
+        seed: int,
+        device: str = 'cpu',
+        textures: Sequence[np.ndarray] = (),
+    ):
+        self.scene, self.config, self.seed = scene, batch, seed
+        self.device, self.textures, self.chapter = device, textures, -1
+        self.video: ProceduralVideo
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run; the texture bank is that of its chapter."""
+        if self.chapter != index // CHAPTER:
+            self.chapter = index // CHAPTER
+            seed = self.seed * 1_000_003 + self.chapter
+            self.video = ProceduralVideo(
+                self.scene, seed, self.device, self.textures, self.config.bank
+            )
+        self.video.rng.manual_seed(self.seed * 7_919_000_003 + index)
+        return self.video.clips(self.config.clips, self.config.points, self.times(self.video))
+
+    def times(self, video: ProceduralVideo) -> Tensor:
+        """Frame times (clips, T): evenly paced with dropped frames, in the scene's frames."""
+        shape, (low, high) = (self.config.clips, self.scene.frames), self.config.pace
+        if self.config.shuffle:
+            return video.uniform(*shape, low=low, high=high).cumsum(1)
+        pace = low * (high / low) ** video.uniform(shape[0], 1)
+        dropped = (video.uniform(*shape) < self.config.skip) * (
+            1 + 3 * video.uniform(*shape)
+        ).floor()
+        return pace * (1 + dropped).cumsum(1)
+
+
+class RecordedSource:
+    """Clips of `size` (H, W) px cut out of recordings with known tracks, augmented."""
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        read: Callable[[Path], Clip | None],
+        size: tuple[int, int],
+        frames: int,
+        batch: BatchConfig,
+        seed: int,
+    ):
+        """read returns the clip of a file, or None where no point is ever visible in it."""
+        self.name, self.files, self.read = name, files, read
+        self.size, self.frames, self.config, self.seed = size, frames, batch, seed
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run. Raises DataError where hardly a recording will do."""
+        rng = np.random.default_rng((self.seed, index))
+        return Clips.join([self.clip(rng) for _ in range(self.config.clips)])
+
+    def clip(self, rng: np.random.Generator) -> Clips:
+        """One random clip, as a batch of one."""
+        for _ in range(TRIES):
+            path = self.files[int(rng.integers(len(self.files)))]
+            clip = self.read(path)
+            part = None if clip is None else self.cut(clip, rng)
+            if part is not None:
+                return part
+        raise DataError(
+            f'{path.parent}: {TRIES} sequences in a row have fewer than {self.frames} frames '
+            f'or {self.config.points} visible points'
+        )
+
+    def cut(self, clip: Clip, rng: np.random.Generator) -> Clips | None:
+        """Frames of a random stretch at a random pace, forwards or backwards, and points that are
+        visible at a random frame of it, half of them at the first; None where there are too few.
+        """
+        frames, points = self.frames, self.config.points
+        fastest = min(self.config.pace[1], (len(clip.video) - 1) / max(1, frames - 1))
+        if len(clip.video) < frames:
+            return None
+        pace = rng.uniform(1, max(1, fastest))
+        last = len(clip.video) - 1 - (frames - 1) * pace
+        index = (rng.uniform(0, last) + pace * np.arange(frames)).astype(int)
+        if rng.random() < self.config.augment.reverse:
+            index = index[::-1]
+        video, tracks, visible = augment(
+            clip.video[index],
+            clip.tracks[index],
+            clip.visible[index],
+            self.size,
+            self.config.augment,
+            rng,
+        )
+        wanted = np.where(rng.random(tracks.shape[1]) < 0.5, 0, rng.integers(frames))
+        chosen = np.flatnonzero(visible[wanted, np.arange(tracks.shape[1])])
+        if len(chosen) < points:
+            return None
+        chosen = rng.choice(chosen, points, replace=False)
+        known = np.ones_like(visible) if clip.known is None else clip.known[index]
+        video, tracks, visible, query_frame, known = (
+            torch.from_numpy(part)[None]
+            for part in (
+                video,
+                tracks[:, chosen].astype(np.float32),
+                visible[:, chosen],
+                wanted[chosen].astype(np.int64),
+                known[:, chosen],
+            )
+        )
+        return Clips(video, tracks, visible, query_frame, known=known)
+
+
+def procedural(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source that renders; ValueError where the photographs cannot be read."""
+    textures = read_photographs(config.textures)
+    return ProceduralSource(config.scene, config.batch, seed, device, textures)
+
+
+def kubric(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source that reads Kubric; DataError where the folder holds none."""
+    scene, files = config.scene, kubric_sequences(config.kubric)
+    return RecordedSource(
+        'kubric', files, read_kubric, scene.size, scene.frames, config.batch, seed
+    )
+
+
+# By the names of the YAML's `sources`. A builder takes the run's settings, the seed and the
+# device to render on ('cpu' where other processes make the batches).
+SOURCES: dict[str, Callable[[TrainConfig, int, str], Source]] = {
+    'procedural': procedural,
+    'kubric': kubric,
+}
+
+
+def mixture(config: TrainConfig, seed: int, device: str = 'cpu') -> Mixture:
+    """Build the mixture that a run learns from. Raises ValueError or DataError for a source that
+    does not exist, or whose files cannot be used.
+    """
+    unknown = config.sources.keys() - SOURCES.keys()
+    if unknown:
+        raise ValueError(f'no source {", ".join(sorted(unknown))}; there are {", ".join(SOURCES)}')
+    if config.kubric and 'kubric' not in config.sources:
+        raise ValueError('kubric names a folder, but sources gives kubric no share')
+    sources = [SOURCES[name](config, seed, device) for name in config.sources]
+    return Mixture(sources, list(config.sources.values()))
