@@ -36,7 +36,7 @@ EXTRAS = {
         'tensorboard>=2.14',
         'tqdm>=4.60',
     ],
-    'recordings': ['rosbags>=0.10'],  # rosbag2 files without a ROS installation
+    'recordings': ['rosbags>=0.11'],  # rosbag2 files without a ROS installation
     'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'safetensors>=0.4'],
     'cluster': ['ray>=2.9'],  # pseudo-labels by many machines
     'docs': ['furo>=2023.9', 'myst-parser>=2.0', 'sphinx>=7.0'],  # make docs

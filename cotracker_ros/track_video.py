@@ -311,6 +311,11 @@ def main(arguments: list[str] | None = None) -> int:
         '--output', type=Path, help='[tracks.mp4; of a recording: the new folder NAME_tracks]'
     )
     parser.add_argument('--topic', help="of a recording's camera [the only one]")
+    parser.add_argument(
+        '--image-range',
+        default='auto',
+        help='black and white of 16-bit images: bits:12, min,max [auto]',
+    )
     parser.add_argument('--model', default='realtime', help='shipped name or file [realtime]')
     parser.add_argument('--engine', default='auto', choices=('auto', *ENGINES))
     parser.add_argument('--threads', type=int, default=0, help='of the runtime; 0: automatic')
@@ -392,8 +397,13 @@ def _track_recording(args: argparse.Namespace) -> str:
     source = Path(args.video)
     output = args.output or source.with_name(f'{source.stem}_tracks')
     tracker = StreamingTracker(args.model, args.grid**2, args.engine, args.threads)
-    images = 0
-    for images, total in track_recording(source, output, tracker, args.grid, args.topic):
+    images, steps = (
+        0,
+        track_recording(
+            source, output, tracker, args.grid, args.topic, image_range=args.image_range
+        ),
+    )
+    for images, total in steps:
         _show_progress(images, total)
     return f'{images} images, {args.grid**2} points: /tracks in {output}'
 

@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from cotracker_ros.ros import messages
 from cotracker_ros.ros.messages import MessageError
 from cotracker_ros.streaming import Tracks
+from cotracker_ros.streaming.image_range import ImageRange
 
 HEIGHT, WIDTH = 6, 8
 RNG = np.random.default_rng(7)
@@ -87,20 +88,131 @@ def yuv(rgb: np.ndarray) -> np.ndarray:
     return np.round(np.dstack([16 + 219 * luma, 128 + 224 * u, 128 + 224 * v])).astype(np.uint8)
 
 
-@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv21', 'nv24'])
+@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21',
+                                      'nv24'])
 def test_yuv_images(encoding):
     planes = yuv(SMOOTH)
     luma, u, v = planes.transpose(2, 0, 1)
     if encoding == 'nv24':
         rows = np.concatenate([luma.reshape(-1), planes[..., 1:].reshape(-1)]).reshape(-1, WIDTH)
-    elif encoding == 'nv21':
-        rows = np.concatenate([luma, np.dstack([v, u])[::2, ::2].reshape(-1, WIDTH)])
+    elif encoding in ('nv12', 'nv21'):
+        order = [u, v] if encoding == 'nv12' else [v, u]
+        rows = np.concatenate([luma, np.dstack(order)[::2, ::2].reshape(-1, WIDTH)])
     else:
         chroma = np.where(X % 2, v[:, X[0] // 2 * 2], u)
         pair = (chroma, luma) if encoding in ('uyvy', 'yuv422') else (luma, chroma)
         rows = np.dstack(pair).reshape(HEIGHT, -1)
     frame = messages.image_to_array(image(rows, encoding))
     assert np.abs(frame.astype(int) - SMOOTH).max() <= 20  # of a slope of 8 a pixel
+
+
+# All constants of sensor_msgs/image_encodings.hpp (rolling), and how OpenCV makes RGB of them;
+# None: by a test of its own above.
+CV_TYPES = {f'{bits}{sign}C{channels}' for bits, sign in (
+    (8, 'U'), (8, 'S'), (16, 'U'), (16, 'S'), (32, 'S'), (32, 'F'), (64, 'F'))
+    for channels in (1, 2, 3, 4)}  # fmt: skip
+NAMED = {
+    'rgb8': None, 'rgba8': cv2.COLOR_RGBA2RGB, 'bgr8': cv2.COLOR_BGR2RGB,
+    'bgra8': cv2.COLOR_BGRA2RGB, 'mono8': cv2.COLOR_GRAY2RGB,
+    'rgb16': None, 'rgba16': cv2.COLOR_RGBA2RGB, 'bgr16': cv2.COLOR_BGR2RGB,
+    'bgra16': cv2.COLOR_BGRA2RGB, 'mono16': cv2.COLOR_GRAY2RGB,
+    **{f'bayer_{p}{b}': getattr(cv2, f'COLOR_Bayer{c}2RGB') for b in (8, 16) for p, c in (
+        ('rggb', 'RGGB'), ('bggr', 'BGGR'), ('gbrg', 'GBRG'), ('grbg', 'GRBG'))},
+    'uyvy': cv2.COLOR_YUV2RGB_UYVY, 'yuv422': cv2.COLOR_YUV2RGB_UYVY,
+    'yuyv': cv2.COLOR_YUV2RGB_YUY2, 'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2,
+    'nv12': cv2.COLOR_YUV2RGB_NV12, 'nv21': cv2.COLOR_YUV2RGB_NV21, 'nv24': None,
+}  # fmt: skip
+BY_CHANNELS = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
+
+
+def test_the_table_has_every_encoding_of_sensor_msgs():
+    assert set(messages.ENCODINGS) >= CV_TYPES | set(NAMED)
+
+
+@pytest.mark.parametrize('encoding', sorted(CV_TYPES | set(NAMED)))
+@pytest.mark.parametrize('big_endian', [False, True])
+def test_every_encoding_is_what_opencv_makes_of_it(encoding, big_endian):
+    if encoding in CV_TYPES:
+        bits, channels = int(encoding[:-3]), int(encoding[-1])
+        kind = {'U': 'u', 'S': 'i', 'F': 'f'}[encoding[-3]]
+        code = BY_CHANNELS.get(channels)
+    else:
+        bits, kind = 16 if '16' in encoding else 8, 'u'
+        channels = {'rgb': 3, 'bgr': 3, 'rgba': 4, 'bgra': 4}.get(encoding.rstrip('0123456789'), 1)
+        channels = 2 if encoding in ('uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2') else channels
+        code = NAMED[encoding]
+    height = HEIGHT * {'nv12': 3, 'nv21': 3, 'nv24': 6}.get(encoding, 2) // 2
+    bytes_8 = RNG.integers(0, 256, (height, WIDTH, channels), np.uint8)
+    dtype = np.dtype(('>' if big_endian else '<') + kind + str(bits // 8))
+    # Values that a fixed range takes back to these 8 bits.
+    if kind == 'f':
+        values = (bytes_8 / 255).astype(dtype)
+    elif kind == 'i':
+        values = ((bytes_8.astype(np.int64) - 128) << (bits - 8)).astype(dtype)
+    else:
+        values = (bytes_8.astype(np.int64) << (bits - 8)).astype(dtype)
+    got = messages.image_to_array(
+        image(values.view(np.uint8), encoding, 4, is_bigendian=big_endian)
+    )
+    if encoding == 'nv24':  # OpenCV has none: of equal chroma everywhere, as nv12
+        return
+    if channels == 2 and encoding in CV_TYPES:  # the second of two has no colour
+        expected = np.dstack([bytes_8[..., 0]] * 3)
+    else:
+        expected = bytes_8 if code is None else cv2.cvtColor(bytes_8, code)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_nv24_is_nv12_where_colour_is_even():
+    luma = RNG.integers(16, 236, (HEIGHT, WIDTH), np.uint8)
+    u, v = 90, 160
+    small = np.full((HEIGHT // 2, WIDTH // 2, 2), (u, v), np.uint8).reshape(-1, WIDTH)
+    full = np.full((HEIGHT, WIDTH, 2), (u, v), np.uint8).reshape(-1, WIDTH)
+    nv12 = messages.image_to_array(image(np.concatenate([luma, small]), 'nv12'))
+    nv24 = messages.image_to_array(image(np.concatenate([luma, full]), 'nv24'))
+    assert np.abs(nv12.astype(int) - nv24).max() <= 1
+
+
+@pytest.mark.parametrize('encoding, dtype', [
+    ('mono8', 'u1'), ('8UC1', 'u1'), ('8SC1', 'i1'), ('mono16', 'u2'), ('16UC1', 'u2'),
+    ('16SC1', 'i2'), ('32SC1', 'i4'), ('32FC1', 'f4'), ('64FC1', 'f8'),
+])  # fmt: skip
+@pytest.mark.parametrize('label', [1, 3, 255, -1])
+@pytest.mark.parametrize('big_endian', [False, True])
+def test_masks_are_labels_of_any_type(encoding, dtype, label, big_endian):
+    if (label < 0 and dtype[0] == 'u') or (label > 127 and dtype == 'i1'):
+        pytest.skip('no value of this type')
+    labels = np.zeros((HEIGHT, WIDTH), np.dtype(('>' if big_endian else '<') + dtype))
+    labels[2:4, 3:6] = label
+    if dtype[0] == 'f':
+        labels[0, 0] = np.nan
+    mask = messages.image_to_mask(
+        image(labels.view(np.uint8), encoding, 2, is_bigendian=big_endian)
+    )
+    assert mask.dtype == np.uint8 and mask.shape == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(mask, np.where(np.nan_to_num(labels) != 0, 255, 0))
+
+
+@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'rgb16'])
+def test_masks_in_colour_are_labelled_where_a_colour_is_not_0(encoding):
+    """Alpha is full everywhere, and says nothing."""
+    wide = encoding.endswith('16')
+    channels = 4 if 'a' in encoding else 3
+    colours = np.zeros((HEIGHT, WIDTH, channels), np.uint16 if wide else np.uint8)
+    colours[2, 3, 2] = 1
+    if 'a' in encoding:
+        colours[..., 3] = 255
+    mask = messages.image_to_mask(image(colours.view(np.uint8), encoding))
+    assert np.argwhere(mask).tolist() == [[2, 3]]
+
+
+def test_compressed_images_of_16_bits_keep_their_content_and_their_place():
+    wide = RNG.integers(0, 1024, (HEIGHT, WIDTH), np.uint16)
+    data = array('B', cv2.imencode('.png', wide)[1].tobytes())
+    msg = CompressedImage(format='16UC1; png compressed', data=data)
+    picture = messages.unpack_compressed(msg)
+    np.testing.assert_array_equal(picture.values, np.dstack([wide] * 3))
+    np.testing.assert_array_equal(picture.rgb((0, 1023)), np.dstack([wide >> 2] * 3))
 
 
 @pytest.mark.parametrize('change, text', [
@@ -321,12 +433,16 @@ def images(draw) -> Image:
                  data=array('B', data))  # fmt: skip
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(images())
 def test_any_image_converts_or_raises_the_documented_error(msg):
     with contextlib.suppress(MessageError):
         frame = messages.image_to_array(msg)
         assert frame.shape == (msg.height, msg.width, 3) and frame.dtype == np.uint8
+        picture = messages.unpack(msg)
+        frame = picture.rgb(ImageRange().limits(picture.values))
+        assert frame.shape == (msg.height, msg.width, 3) and frame.dtype == np.uint8
+        assert messages.image_to_mask(msg).shape == (msg.height, msg.width)
     with contextlib.suppress(MessageError):
         depth = messages.depth_to_metres(msg)
         assert depth.shape == (msg.height, msg.width) and not (depth <= 0).any()

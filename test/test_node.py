@@ -549,7 +549,7 @@ def test_simulated_time(start_tracker):
 
 
 def test_blank_and_frozen_images_hold_the_tracks(start_tracker):
-    tracker = start_tracker(initial_grid=2, frozen_after=2)
+    tracker = start_tracker(initial_grid=2, frozen_after=2, hold_frozen='true')
     tracker.track(np.zeros((240, 320, 3), np.uint8))  # initial points wait for a picture
     assert tracker.tracks[-1].width == 0
     tracker.track()

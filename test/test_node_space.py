@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip('sensor_msgs.msg', reason='needs the ROS messages')
 
 import cv2
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
 from cotracker_ros.ros.messages import MessageError
-from cotracker_ros.ros.space import SAME_MOMENT, Pairs, positions, rays
+from cotracker_ros.ros.space import SAME_MOMENT, Pairs, is_rectified, positions, rays
 from cotracker_ros.streaming import VISIBLE, Tracks
 
 SIZE = (48, 64)
@@ -40,7 +40,7 @@ def test_rays_go_back_to_their_pixels(model, d):
         pixels = cv2.fisheye.projectPoints(points[:, None], zero, zero, K, np.array(d))[0]
     else:
         pixels = cv2.projectPoints(points, zero, zero, K, np.array(d))[0]
-    np.testing.assert_allclose(rays(pixels[:, 0], camera(model, d)), points, atol=2e-3)
+    np.testing.assert_allclose(rays(pixels[:, 0], camera(model, d)), points, atol=1e-6)
     assert rays(np.zeros((0, 2)), camera(model, d)).shape == (0, 3)
 
 
@@ -52,6 +52,113 @@ def test_rays_go_back_to_their_pixels(model, d):
 def test_rays_need_a_calibration_that_is_known(info, text):
     with pytest.raises(MessageError, match=text):
         rays(np.ones((1, 2)), info)
+
+
+# Values worked out by hand (or with the pinhole formula alone), not by OpenCV.
+def calibration(**fields) -> CameraInfo:
+    k = [500.0, 0, 320, 0, 500, 240, 0, 0, 1]
+    return CameraInfo(width=640, height=480, k=k, distortion_model='plumb_bob', **fields)
+
+
+@pytest.mark.parametrize('fields, pixel, size, expected', [
+    ({}, (320, 240), (480, 640), (0, 0)),
+    ({'binning_x': 1, 'binning_y': 1}, (420, 190), (480, 640), (0.2, -0.1)),
+    # K is of the full image: (599.5 - 320) / 500, (399.5 - 240) / 500
+    ({'binning_x': 2, 'binning_y': 2}, (299.75, 199.75), (240, 320), (0.559, 0.319)),
+    ({'binning_x': 4, 'binning_y': 2}, (80, 120), (240, 160), (0, 0)),
+    ({'roi': (160, 120, 320, 240)}, (160, 120), (240, 320), (0, 0)),
+    ({'roi': (160, 120, 320, 240)}, (210, 20), (240, 320), (0.1, -0.2)),
+    ({'roi': (160, 120, 320, 240), 'binning_x': 2, 'binning_y': 2}, (80, 60), (120, 160), (0, 0)),
+])  # fmt: skip
+@pytest.mark.parametrize('rectified', [False, True])
+def test_pixels_of_a_part_or_of_a_binned_image(fields, pixel, size, expected, rectified):
+    fields = dict(fields)
+    if 'roi' in fields:
+        x, y, width, height = fields.pop('roi')
+        fields['roi'] = RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height)
+    p = [500.0, 0, 320, 0, 0, 500, 240, 0, 0, 0, 1, 0]
+    found = rays(np.array([pixel]), calibration(p=p, **fields), size, rectified)
+    np.testing.assert_allclose(found, [[*expected, 1]], atol=1e-6)
+
+
+def test_a_rectified_image_is_of_p_and_not_of_k_and_d():
+    p = [450.0, 0, 300, -45, 0, 420, 240, 0, 0, 0, 1, 0]
+    info = calibration(d=[-0.3, 0.1, 0.01, 0.01, 0.0], p=p)
+    found = rays(np.array([(600, 400)]), info, (480, 640), rectified=True)
+    np.testing.assert_allclose(found, [[300 / 450, 160 / 420, 1]], atol=1e-6)  # 0.667, 0.381
+    assert abs(rays(np.array([(600, 400)]), info)[0, 0] - 0.667) > 0.03
+
+
+@pytest.mark.parametrize('angle', [0.02, -0.3])
+def test_raw_and_rectified_images_give_the_same_directions(angle):
+    """A point in front of the camera, seen in both; R turns it into the rectified plane."""
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ [[1, 0, 0], [0, c, -s], [0, s, c]]
+    info = calibration(r=turn.ravel().tolist(), p=[450.0, 0, 310, -45, 0, 440, 250, 0, 0, 0, 1, 0])
+    point = np.array([0.3, -0.2, 1.0])
+    turned = turn @ point
+    rect = 450 * turned[0] / turned[2] + 310, 440 * turned[1] / turned[2] + 250
+    raw = 500 * point[0] + 320, 500 * point[1] + 240
+    np.testing.assert_allclose(rays(np.array([raw]), info), [point], atol=1e-6)
+    np.testing.assert_allclose(rays(np.array([rect]), info, None, True), [point], atol=1e-6)
+
+
+# x' = 0.4, y' = -0.3 on the plane z = 1, so r^2 = 0.25; the rest from the models' formulas.
+@pytest.mark.parametrize('model, d, x, y', [
+    ('', [], 0.4, -0.3),
+    ('none', [], 0.4, -0.3),
+    ('anything', [0.0] * 5, 0.4, -0.3),
+    ('plumb_bob', [-0.2, 0, 0, 0], 0.4 * 0.95, -0.3 * 0.95),
+    # 1 - 0.2 / 4 + 0.08 / 16 + 0.64 / 64 = 0.965; tangential: p1 2xy + p2 (r2 + 2x2), and so on
+    ('plumb_bob', [-0.2, 0.08, 0.01, -0.02, 0.64],
+     0.4 * 0.965 + 0.02 * 0.4 * -0.3 - 0.02 * (0.25 + 0.32),
+     -0.3 * 0.965 + 0.01 * (0.25 + 0.18) - 0.04 * 0.4 * -0.3),
+    # (1 + 0.2 / 4) / (1 - 0.4 / 4) = 1.05 / 0.9
+    ('rational_polynomial', [0.2, 0, 0, 0, 0, -0.4, 0, 0], 0.4 * 1.05 / 0.9, -0.3 * 1.05 / 0.9),
+    # thin prism: + s1 r2 + s2 r4, + s3 r2 + s4 r4
+    ('rational_polynomial', [0.0] * 8 + [0.04, 0.16, -0.08, 0],
+     0.4 + 0.01 + 0.01, -0.3 - 0.02),
+    # theta = atan(0.5) = 0.4636476; theta (1 + 0.1 theta^2) / 0.5 = 0.9472283
+    ('equidistant', [0.1, 0, 0, 0], 0.4 * 0.9472283, -0.3 * 0.9472283),
+])  # fmt: skip
+def test_each_distortion_model_against_its_formula(model, d, x, y):
+    info = calibration()
+    info.distortion_model, info.d = model, d
+    found = rays(np.array([(500 * x + 320, 500 * y + 240)]), info)
+    np.testing.assert_allclose(found, [[0.4, -0.3, 1]], atol=2e-6)
+
+
+def test_what_a_lens_cannot_have_seen_is_nan():
+    info = calibration(d=[-0.5, 0.0, 0.0, 0.0, 0.0])  # folds back at r^2 = 2 / 3
+    found = rays(np.array([(320, 240), (320 + 500 * 0.9, 240)]), info)
+    assert np.isfinite(found[0]).all() and np.isnan(found[1, 0])
+
+
+@pytest.mark.parametrize('size, fields', [
+    ((240, 320), {}), ((480, 640), {'binning_x': 2, 'binning_y': 2}), ((640, 480), {}),
+    ((480, 640), {'roi': RegionOfInterest(x_offset=10, width=320, height=240)}),
+])  # fmt: skip
+def test_an_image_of_another_size_is_refused(size, fields):
+    with pytest.raises(MessageError, match=f'but they have {size[1]} x {size[0]}'):
+        rays(np.ones((1, 2)), calibration(**fields), size)
+
+
+def test_a_rectified_image_needs_p():
+    with pytest.raises(MessageError, match='no calibration: P = '):
+        rays(np.ones((1, 2)), calibration(), None, True)
+    p = [5.0, 0, 3, 0, 0, 5, 2, 0, 0, 0, 1, 0]
+    info = calibration(p=p, r=[2.0, 0, 0, 0, 1, 0, 0, 0, 1])
+    with pytest.raises(MessageError, match='no rotation: R = '):
+        rays(np.ones((1, 2)), info, None, True)
+
+
+@pytest.mark.parametrize('topic, choice, expected', [
+    ('/camera/image_raw', 'auto', False), ('/camera/image_rect', 'auto', True),
+    ('/camera/image_rect_color/compressed', 'auto', True),
+    ('/camera/image_raw', 'true', True), ('/camera/image_rect', 'false', False),
+])  # fmt: skip
+def test_rectified_images_are_known_by_their_topic(topic, choice, expected):
+    assert is_rectified(topic, choice) == expected
 
 
 @pytest.mark.parametrize('reduction', [1, 2])
@@ -89,3 +196,22 @@ def test_pairs_meet_whichever_comes_first():
     assert not pairs.starved
     assert pairs.match('tracks', 9.0, 'one more') is None
     assert pairs.starved
+
+
+def test_pairs_without_stamps_meet_by_arrival():
+    """Depth 30 times a second, a little after its image; tracks take 50 ms more."""
+    pairs = Pairs()
+    met = []
+    for number in range(6):
+        arrival = 10 + number / 30
+        pairs.match('depth', None, number, arrival + 0.004)
+        if number >= 2:  # tracks of an image come two images later
+            met.append(pairs.match('tracks', None, number - 2, 10 + (number - 2) / 30))
+    assert met == [0, 1, 2, 3]
+    assert pairs.match('tracks', None, 'of no depth', 20.0) is None
+
+
+def test_pairs_meet_by_arrival_where_one_of_them_has_no_stamp():
+    pairs = Pairs()
+    assert pairs.match('tracks', 5.0, 'tracks 5', 100.0) is None
+    assert pairs.match('depth', None, 'depth 5', 100.002) == 'tracks 5'

@@ -20,8 +20,8 @@ class Statistics:
     lost: int = 0  # images that were published but never arrived
     replaced: int = 0  # images that a newer one replaced before the model was free
     tracked: int = 0  # images whose tracks were published
-    held: int = 0  # of them, blank or frozen ones, with the last tracks as invisible
-    late: int = 0  # images with a stamp between those of the last two
+    held: int = 0  # of them, those not shown to the model, with the last tracks as invisible
+    late: int = 0  # images with a stamp a little before the newest
     bad: int = 0  # images that cannot be used
     failed: int = 0  # steps in which the runtime failed
     refused: int = 0  # queries that could not be met
@@ -29,6 +29,7 @@ class Statistics:
     jumps: int = 0  # times that stamps went back
     live: int = 0  # points in the last message
     visible: int = 0
+    waiting: int = 0  # points that have not started
     image_bytes: int = 0  # of the last image
     problems: list[str] = field(default_factory=list)  # since the last report, the first few
     last_image: float | None = None  # monotonic seconds
@@ -83,6 +84,7 @@ class Reporter:
             'tracks per second': f'{tracked / elapsed:.1f}',
             'points': str(s.live),
             'visible points': str(s.visible),
+            'points waiting for an image': str(s.waiting),
             **_percentiles('age', ages),
             **_percentiles('step', steps),
             'images received': str(s.received),

@@ -12,6 +12,7 @@ from std_msgs.msg import Header
 
 from cotracker_ros.skeleton import check_keypoints
 from cotracker_ros.streaming import Tracks
+from cotracker_ros.streaming.image_range import to_8_bit
 
 
 class MessageError(ValueError):
@@ -60,58 +61,105 @@ class _Layout(NamedTuple):
 
     channels: int  # values per pixel and row
     order: str | int  # the channels that are R, G, B; or a conversion of cv2; or '' (see _nv24)
-    depth: int = 8  # bits of a value
+    kind: str = 'u1'  # numpy's name of a value's type
     rows: tuple[int, int] = (1, 1)  # rows of data for each row of the image, as a fraction
 
 
 _GREY, _RGB, _BGR = '000', '012', '210'
-# Bayer patterns are named by ROS after the first two pixels of the first row, by OpenCV after the
-# second row and column, hence the other letters. 16-bit values keep their high byte, always: a
-# scale that follows the content would flicker.
+_YUV420 = (cv2.COLOR_YUV2RGB_NV12, cv2.COLOR_YUV2RGB_NV21)
+# All of sensor_msgs/image_encodings. Bayer patterns are named by ROS after the first two pixels
+# of the first row, by OpenCV after the second row and column, hence the other letters. Types that
+# say nothing of colour (8UC3, 32FC1) are taken as OpenCV's users publish them: BGR from three
+# channels on, else grey, which is the first channel.
 _LAYOUTS = {
-    'rgb8': _Layout(3, _RGB), 'bgr8': _Layout(3, _BGR), '8UC3': _Layout(3, _BGR),
-    'rgba8': _Layout(4, _RGB), 'bgra8': _Layout(4, _BGR), '8UC4': _Layout(4, _BGR),
-    'mono8': _Layout(1, _GREY), '8UC1': _Layout(1, _GREY),
-    'rgb16': _Layout(3, _RGB, 16), 'bgr16': _Layout(3, _BGR, 16), '16UC3': _Layout(3, _BGR, 16),
-    'rgba16': _Layout(4, _RGB, 16), 'bgra16': _Layout(4, _BGR, 16), '16UC4': _Layout(4, _BGR, 16),
-    'mono16': _Layout(1, _GREY, 16), '16UC1': _Layout(1, _GREY, 16),
-    **{f'bayer_{name}{depth}': _Layout(1, code, depth) for depth in (8, 16) for name, code in (
+    'rgb8': _Layout(3, _RGB), 'bgr8': _Layout(3, _BGR),
+    'rgba8': _Layout(4, _RGB), 'bgra8': _Layout(4, _BGR),
+    'rgb16': _Layout(3, _RGB, 'u2'), 'bgr16': _Layout(3, _BGR, 'u2'),
+    'rgba16': _Layout(4, _RGB, 'u2'), 'bgra16': _Layout(4, _BGR, 'u2'),
+    'mono8': _Layout(1, _GREY), 'mono16': _Layout(1, _GREY, 'u2'),
+    **{f'bayer_{name}{8 * size}': _Layout(1, code, f'u{size}')
+       for size in (1, 2) for name, code in (
         ('rggb', cv2.COLOR_BayerBG2RGB), ('bggr', cv2.COLOR_BayerRG2RGB),
         ('gbrg', cv2.COLOR_BayerGR2RGB), ('grbg', cv2.COLOR_BayerGB2RGB))},
     'uyvy': _Layout(2, cv2.COLOR_YUV2RGB_UYVY), 'yuv422': _Layout(2, cv2.COLOR_YUV2RGB_UYVY),
     'yuyv': _Layout(2, cv2.COLOR_YUV2RGB_YUYV), 'yuv422_yuy2': _Layout(2, cv2.COLOR_YUV2RGB_YUYV),
-    'nv21': _Layout(1, cv2.COLOR_YUV2RGB_NV21, rows=(3, 2)),
+    'nv12': _Layout(1, _YUV420[0], rows=(3, 2)), 'nv21': _Layout(1, _YUV420[1], rows=(3, 2)),
     'nv24': _Layout(1, '', rows=(3, 1)),
+    **{f'{name}C{count or ""}': _Layout(count or 1, _GREY if count < 3 else _BGR, kind)
+       for name, kind in (('8U', 'u1'), ('8S', 'i1'), ('16U', 'u2'), ('16S', 'i2'), ('32S', 'i4'),
+                          ('32F', 'f4'), ('64F', 'f8'))
+       for count in range(5)},
 }  # fmt: skip
 ENCODINGS = tuple(_LAYOUTS)
 
 
-def image_to_array(msg: Image) -> np.ndarray:
-    """Return the picture of `msg` as (H, W, 3) uint8 RGB.
+class Picture(NamedTuple):
+    """The content of an image message before its values are reduced to 8 bits."""
 
-    rgb8, bgr8, rgba8 and bgra8 are views of the message's bytes, with any strides; the rest is
-    converted. 8UC3 and 8UC4 are taken as BGR, as OpenCV users publish them. Row padding (`step`)
-    and `is_bigendian` are honoured. Encodings that are none of ENCODINGS are left to cv_bridge,
-    where it is installed. Raises MessageError for everything that does not fit together.
+    rows: np.ndarray  # (R, bytes) uint8: all that was sent but the padding
+    values: np.ndarray  # (H, W, C), as sent; of nv12 and nv21 (H * 3 / 2, W, 1)
+    order: str | int  # see _Layout
+
+    def rgb(self, limits: tuple[float, float] | None = None) -> np.ndarray:
+        """Return (H, W, 3) uint8 RGB, of the values between `limits` as `to_8_bit` takes them."""
+        values = to_8_bit(self.values, limits)
+        if self.order == '':
+            return _yuv444_to_rgb(values)
+        if not isinstance(self.order, str):
+            return cv2.cvtColor(values, self.order)
+        if self.order == _GREY:  # no view: its resize would copy it slowly
+            return cv2.cvtColor(np.ascontiguousarray(values[..., :1]), cv2.COLOR_GRAY2RGB)
+        return values[..., 2::-1] if self.order == _BGR else values[..., :3]
+
+
+def unpack(msg: Image) -> Picture:
+    """Return the values of `msg`, as views where that can be.
+
+    Row padding (`step`) and `is_bigendian` are honoured. Encodings that are none of ENCODINGS are
+    left to cv_bridge, where it is installed. Raises MessageError for everything that does not fit
+    together.
     """
     layout = _LAYOUTS.get(msg.encoding)
     if layout is None:
-        return _by_cv_bridge(msg)
+        frame = _by_cv_bridge(msg)
+        return Picture(frame.reshape(len(frame), -1), frame, _RGB)
     _check_size(msg)
     height, width = msg.height, msg.width
-    if (layout.channels == 2 and width % 2) or (layout.rows == (3, 2) and (width | height) % 2):
+    if (layout.channels == 2 and not isinstance(layout.order, str) and width % 2) or (
+        layout.rows == (3, 2) and (width | height) % 2
+    ):
         raise MessageError(f'{msg.encoding} needs an even size, not {width} x {height}')
-    rows = height * layout.rows[0] // layout.rows[1]
-    values = _rows(msg, rows, width * layout.channels * layout.depth // 8)
+    dtype = np.dtype(('>' if msg.is_bigendian else '<') + layout.kind)
+    row_bytes = width * layout.channels * dtype.itemsize
+    rows = _rows(msg, height * layout.rows[0] // layout.rows[1], row_bytes)
     if layout.order == '':
-        return _nv24(np.frombuffer(msg.data, np.uint8), height, width, msg.step)
-    if layout.depth == 16:
-        high = 0 if msg.is_bigendian else 1
-        values = values.reshape(rows, -1, 2)[..., high]
-    values = values.reshape(rows, width, layout.channels)
-    if isinstance(layout.order, str):
-        return _pick(values, layout.order)
-    return cv2.cvtColor(values, layout.order)
+        return Picture(rows, _nv24(msg), '')
+    values = rows.view(dtype) if rows.strides[1] == 1 else np.ascontiguousarray(rows).view(dtype)
+    return Picture(rows, values.reshape(len(rows), width, layout.channels), layout.order)
+
+
+def image_to_array(msg: Image, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Return the picture of `msg` as (H, W, 3) uint8 RGB.
+
+    rgb8, bgr8, rgba8 and bgra8 are views of the message's bytes, with any strides; the rest is
+    converted. `limits` are the values of wider types that become black and white, as `to_8_bit`
+    takes them; without them, of 16 bits the high byte. Raises MessageError as `unpack`.
+    """
+    return unpack(msg).rgb(limits)
+
+
+def image_to_mask(msg: Image) -> np.ndarray:
+    """Return which pixels of a mask are labelled, (H, W) uint8: 255 where any value is not 0.
+
+    Masks are labels, not brightness: 3 in 16UC1 counts as 255 in mono8. Of colours with alpha,
+    alpha does not count. Raises MessageError.
+    """
+    picture = unpack(msg)
+    values = picture.values
+    if not isinstance(picture.order, str) or picture.order == '':
+        values = picture.rgb()
+    labelled = (np.nan_to_num(values[..., :3]) != 0).any(2)
+    return np.where(labelled, 255, 0).astype(np.uint8)
 
 
 def depth_to_metres(msg: Image) -> np.ndarray:
@@ -177,32 +225,32 @@ def _by_cv_bridge(msg: Image) -> np.ndarray:
     return frame
 
 
-def _pick(values: np.ndarray, order: str) -> np.ndarray:
-    """(H, W, C) values as RGB: a view, but for grey, whose resize would copy a view slowly."""
-    if order == _GREY:
-        return cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_GRAY2RGB)
-    return values[..., 2::-1] if order == _BGR else values[..., :3]
-
-
-def _nv24(data: np.ndarray, height: int, width: int, step: int) -> np.ndarray:
-    """Convert a plane of Y, `step` bytes a row, and one of U, V pairs, twice as many, to RGB.
-
-    BT.601 with values from 16 to 235, as OpenCV takes the other YUV formats.
-    """
+def _nv24(msg: Image) -> np.ndarray:
+    """View a plane of Y, `step` bytes a row, and one of U, V pairs, twice as many: (H, W, 3)."""
+    height, width, step = msg.height, msg.width, msg.step
+    data = np.frombuffer(msg.data, np.uint8)
     luma = data[: step * height].reshape(height, step)[:, :width]
     chroma = data[step * height : step * height * 3].reshape(height, 2 * step)[:, : 2 * width]
-    yuv = np.dstack([luma, chroma.reshape(height, width, 2)]).astype(np.float32)
+    return np.dstack([luma, chroma.reshape(height, width, 2)])
+
+
+def _yuv444_to_rgb(yuv: np.ndarray) -> np.ndarray:
+    """Convert BT.601 with values from 16 to 235, as OpenCV takes the other YUV formats."""
     matrix = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]], np.float32)
     shift = -matrix @ np.array([16, 128, 128], np.float32)
-    rgb = cv2.transform(yuv, np.column_stack([matrix, shift]))
+    rgb = cv2.transform(yuv.astype(np.float32), np.column_stack([matrix, shift]))
     return np.clip(np.round(rgb), 0, 255).astype(np.uint8)
 
 
-def compressed_to_array(msg: CompressedImage) -> np.ndarray:
-    """Return the JPEG or PNG picture of `msg` as (H, W, 3) uint8 RGB, or raise MessageError."""
+def unpack_compressed(msg: CompressedImage) -> Picture:
+    """Return the JPEG or PNG picture of `msg`, of 8 or 16 bits, or raise MessageError.
+
+    Its pixels stay where image_transport has them: a camera's orientation tag turns nothing.
+    """
     data = np.frombuffer(msg.data, np.uint8)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        picture = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:  # such as a header that declares a gigantic picture
         raise MessageError(f'compressed image of {data.size} bytes: {error.err}') from None
     if picture is None:
@@ -210,7 +258,12 @@ def compressed_to_array(msg: CompressedImage) -> np.ndarray:
             f'compressed image of {data.size} bytes (format {msg.format!r}) is '
             'neither a JPEG nor a PNG picture'
         )
-    return picture[..., ::-1]
+    return Picture(picture.reshape(len(picture), -1).view(np.uint8), picture, _BGR)
+
+
+def compressed_to_array(msg: CompressedImage) -> np.ndarray:
+    """Return the picture of `msg` as (H, W, 3) uint8 RGB, of 16 bits the high byte."""
+    return unpack_compressed(msg).rgb()
 
 
 def array_to_image(rgb: np.ndarray, header: Header) -> Image:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from cotracker_ros.engines import ENGINES, MAX_SLOTS
+from cotracker_ros.streaming import image_range
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     dynamic: bool = False  # may be set while the node runs
     element: type = float  # of a list
-    check: Callable[[tuple], None] | None = None  # of a list as a whole; raises ValueError
+    check: Callable[[Any], object] | None = None  # of the value as a whole; raises ValueError
 
     @property
     def kind(self) -> str:
@@ -53,7 +55,10 @@ class Parameter:
             if self.check is not None:
                 self.check(items)
             return items
-        return self._clean_one(value, kind)
+        result = self._clean_one(value, kind)
+        if self.check is not None:
+            self.check(result)
+        return result
 
     def parse(self, text: str) -> object:
         """Return the checked value that a text on a command line means, or raise ValueError.
@@ -79,9 +84,11 @@ class Parameter:
         except (KeyError, ValueError):
             raise ValueError(f'{self.name} must be of type {self.kind}, not {text!r}') from None
 
-    def _clean_one(self, value, kind: type):
+    def _clean_one(self, value: Any, kind: type) -> Any:
         if kind is float and type(value) is int:
             value = float(value)
+        if type(value) is bool and str(value).lower() in self.choices:
+            value = str(value).lower()  # `rectified: true` in a file
         if type(value) is not kind:
             raise ValueError(f'{self.name} must be of type {self.kind}, not {value!r}')
         if self.choices and value not in self.choices:
@@ -194,12 +201,54 @@ TABLE = (
         check=_check_pairs,
     ),
     Parameter(
+        'image_range',
+        'auto',
+        'Values of images with more than 8 bits that are black and white: `bits:12`, `min,max`, '
+        'or auto: what the first images span, then fixed',
+        dynamic=True,
+        check=image_range.parse,
+    ),
+    Parameter(
         'frozen_after',
         5,
-        'Images with the very same pixels after which a camera counts as frozen, and its points '
-        'as invisible; 0: never',
+        'Images with the very same pixels after which diagnostics call the camera frozen; '
+        '0: never',
         low=0,
         high=1000,
+        dynamic=True,
+    ),
+    Parameter(
+        'hold_frozen',
+        False,
+        'Points of a frozen camera count as invisible and no new ones start; off: they are '
+        'tracked on, as on a scene that stands still',
+        dynamic=True,
+    ),
+    Parameter(
+        'rectified',
+        'auto',
+        'Whether images are rectified, so that `~/tracks_3d` uses P and R of `camera_info` and '
+        'not K and D; auto: where the topic is named `image_rect...`',
+        choices=('auto', 'true', 'false'),
+        dynamic=True,
+    ),
+    Parameter(
+        'late_within',
+        1.0,
+        'An image older than the newest by less is late and not tracked; by more, or three in a '
+        'row: stamps jumped back, and all points start anew',
+        unit='s',
+        low=0.0,
+        high=60.0,
+        dynamic=True,
+    ),
+    Parameter(
+        'query_timeout',
+        5.0,
+        'Time of the image stamps for which a point waits for an image of its stamp; 0: for ever',
+        unit='s',
+        low=0.0,
+        high=3600.0,
         dynamic=True,
     ),
     Parameter(
