@@ -8,8 +8,9 @@ its query too. A recording (rosbag2, MCAP or SQLite) is copied with a topic /tra
 
 import argparse
 import csv
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -17,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cotracker_ros.demo.video import Video, VideoError, open_video
+from cotracker_ros.demo.video import Video, VideoError, is_short, open_video
 from cotracker_ros.engines import ENGINES, EngineError
 from cotracker_ros.skeleton import KEYPOINTS, NUMBER, check_keypoints
 from cotracker_ros.streaming import StreamingTracker, Tracks
 from cotracker_ros.track_recording import is_recording, track_recording
-from cotracker_ros.visualise import draw_pose, draw_tracks, write_video
+from cotracker_ros.visualise import check_video_path, draw_pose, draw_tracks, write_video
 
 CSV_COLUMNS = ('frame', 'time', 'id', 'x', 'y', 'visible', 'visibility', 'confidence')
 
@@ -37,25 +38,58 @@ def grid(side: int, size: tuple[int, int]) -> np.ndarray:
 def read_points(path: str | Path) -> np.ndarray:
     """Read queries (N, 3) of frame, x px, y px from lines of `frame,x,y` or, in frame 0, `x,y`.
 
-    Lines that are empty or begin with # or a letter (a header) are skipped. Raises ValueError
-    naming the line that is none of these.
+    A first line of names (`x,y,frame`) says what the columns are, in any order and beside others;
+    without `frame`, points are of frame 0. Lines that are
+    empty or begin with # are skipped; a semicolon or a tab separates as a comma does. Raises
+    ValueError naming the line that is none of these.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    rows, names = [], None
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         text = line.strip()
-        if not text or text[0] == '#' or text[0].isalpha():
+        if not text or text[0] == '#':
+            continue
+        cells = [cell.strip().strip('"') for cell in re.split('[,;\t]', text)]
+        if not rows and names is None and not any(map(_is_number, cells)):
+            names = [cell.lower() for cell in cells]
+            if any(names.count(name) != 1 for name in 'xy') or names.count('frame') > 1:
+                raise ValueError(f'{path}:{number}: {text!r}: the columns x and y must be there')
             continue
         try:
-            values = [float(value) for value in text.replace(';', ',').split(',')]
-            frame, x, y = values if len(values) == 3 else [0.0, *values]
-        except ValueError:
-            raise ValueError(f'{path}:{number}: {text!r} is not frame,x,y or x,y') from None
-        if not np.isfinite([frame, x, y]).all() or frame < 0 or frame != int(frame):
+            if names is not None and len(cells) != len(names):
+                raise ValueError
+            named = dict(zip(names or _COLUMNS[len(cells)], cells, strict=True))
+            values = {name: float(named[name]) for name in ('x', 'y', 'frame') if name in named}
+        except (KeyError, ValueError):
+            columns = ','.join(names) if names else 'frame,x,y or x,y'
+            raise ValueError(f'{path}:{number}: {text!r} is not {columns}') from None
+        frame, x, y = values.get('frame', 0.0), values['x'], values['y']
+        if not np.isfinite([frame, x, y]).all() or not 0 <= frame < 2**31 or frame != int(frame):
             raise ValueError(f'{path}:{number}: {text!r}: a frame is 0, 1, 2 ..., x and y numbers')
         rows.append((frame, x, y))
     if not rows:
         raise ValueError(f'{path}: no points in it')
     return np.array(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_COLUMNS = {2: ('x', 'y'), 3: ('frame', 'x', 'y')}
+
+
+def _text_of(path: str | Path) -> str:
+    """Return a text file's content, whose marks of byte order spreadsheets set."""
+    data = Path(path).read_bytes()
+    wide = data.startswith((b'\xff\xfe', b'\xfe\xff'))
+    try:
+        return data.decode('utf-16' if wide else 'utf-8-sig')
+    except UnicodeDecodeError:
+        raise ValueError(f'{path}: is not a text file in UTF-8') from None
 
 
 class Pose(NamedTuple):
@@ -74,7 +108,7 @@ def read_pose(path: str | Path) -> tuple[np.ndarray, Pose]:
     of these, and for a keypoint of a person that is asked for twice.
     """
     rows, seen = [], set()
-    for number, line in enumerate(Path(path).read_text(encoding='utf-8-sig').splitlines(), 1):
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         text = line.strip()
         if not text or text[0] == '#' or text[0].isalpha():
             continue
@@ -107,22 +141,24 @@ def track_frames(
     fps: float,
     queries: np.ndarray,
     keypoints: np.ndarray | None = None,
+    times: Sequence[float] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tracks]]:
     """Yield every frame with its tracks, as they are computed.
 
     queries: (N, 3) of frame, x px, y px, in the order of their frames: a new tracker gives them
     the ids 1 to N in this order. keypoints: (N,) as `StreamingTracker.add_points` takes them.
+    times: seconds of the frames, known when each comes; without them n / fps.
     Raises ValueError for a query outside the image or, at the end,
     beyond the last frame.
     """
     number = -1
     for number, frame in enumerate(frames):
-        now = queries[:, 0] == number
+        now, stamp = queries[:, 0] == number, number / fps if times is None else times[number]
         if now.any():
             _check_inside(queries[now], frame.shape[:2])
             numbers = None if keypoints is None else keypoints[now]
-            tracker.add_points(queries[now, 1:], stamp=number / fps, keypoints=numbers)
-        yield frame, tracker.track(frame, number / fps)
+            tracker.add_points(queries[now, 1:], stamp=stamp, keypoints=numbers)
+        yield frame, tracker.track(frame, stamp)
     _check_reached(queries, number + 1)
 
 
@@ -142,9 +178,13 @@ def track_back(
     mirrored = queries[order]
     mirrored[:, 0] = last - mirrored[:, 0]
     before = {}
-    frames = reversed_frames(open_clip, last + 1)
+    times: list[float] = []  # of all frames, known once the last one is read, which comes first
+    frames = reversed_frames(open_clip, last + 1, times)
+    backward = _Mirrored(times, last)
     numbers = None if keypoints is None else keypoints[order]
-    for back, (_, tracks) in enumerate(track_frames(tracker, frames, fps, mirrored, numbers)):
+    for back, (_, tracks) in enumerate(
+        track_frames(tracker, frames, fps, mirrored, numbers, backward)
+    ):
         index, number = order[tracks.ids - 1], last - back
         early = np.flatnonzero(queries[index, 0] > number)
         rows = {
@@ -152,34 +192,51 @@ def track_back(
             for name in ('xy', 'visibility', 'confidence', 'flags')
         }
         ids, age = index[early] + 1, np.zeros(len(early), np.uint32)
-        before[number] = Tracks(number / fps, ids.astype(np.uint32), age=age, **rows)
+        before[number] = Tracks(times[number], ids.astype(np.uint32), age=age, **rows)
         _show_progress(back + 1, last + 1, 'backward')
     return before
+
+
+class _Mirrored(Sequence):
+    """Times of a video run from its frame `last` back to its beginning."""
+
+    def __init__(self, times: Sequence[float], last: int) -> None:
+        self._times, self._last = times, last
+
+    def __len__(self) -> int:
+        return self._last + 1
+
+    def __getitem__(self, back):
+        return self._times[self._last] - self._times[self._last - back]
 
 
 HELD = 1 << 29  # bytes of frames that stay in memory while a video is read backwards
 
 
-def reversed_frames(open_clip: Callable[[], Video], count: int) -> Iterator[np.ndarray]:
-    """Yield the first `count` frames of a video, the last first.
+def reversed_frames(
+    open_clip: Callable[[], Video], count: int, times: list[float] | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the first `count` frames of a video, the last first; `times` gets their seconds.
 
     Video files cannot be read backwards reliably, so a long one is read forwards once for every
     512 MiB of frames, the last part first. Raises ValueError where it has fewer frames.
     """
     end, part = count, 1
     while end > 0:
-        frames = open_clip().frames
+        clip = open_clip()
         if end == count:  # nothing is known of the frames yet
-            first = next(iter(frames))
+            first = next(iter(clip.frames))
             part = max(1, HELD // first.nbytes)
-            frames = open_clip().frames
+            clip = open_clip()
         start = max(0, end - part)
-        held = list(islice(frames, start, end))
+        held = list(islice(clip.frames, start, end))
         if len(held) < end - start:
             raise ValueError(
                 f'a point is asked for in frame {end - 1}, but the video has '
                 f'{start + len(held)} frames'
             )
+        if times is not None and not times:
+            times += clip.times
         yield from reversed(held)
         end = start
 
@@ -334,7 +391,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _track_video(args: argparse.Namespace) -> str:
     output = args.output or Path('tracks.mp4')
-    video, queries, pose = _queries(args, open_video(args.video, args.fps))
+    check_video_path(output)
+
+    def open_clip() -> Video:
+        return open_video(args.video, args.fps, args.image_range)
+
+    video, queries, pose = _queries(args, open_clip())
     keypoints = None if pose is None else pose.keypoint
 
     def new_tracker() -> StreamingTracker:
@@ -344,24 +406,31 @@ def _track_video(args: argparse.Namespace) -> str:
     if args.backward and queries[:, 0].any():
         if video.count is None:
             raise ValueError(f'{args.video}: a camera has no past; --backward is for files')
-        before = track_back(
-            new_tracker(), lambda: open_video(args.video, args.fps), queries, keypoints
-        )
+        before = track_back(new_tracker(), open_clip, queries, keypoints)
     history = History()
-    forward = track_frames(tracker, video.frames, video.fps, queries, keypoints)
+    forward = track_frames(tracker, video.frames, video.fps, queries, keypoints, video.times)
     pairs = (
         (frame, merged(tracks, before.get(number)))
         for number, (frame, tracks) in enumerate(forward)
     )
-    write_video(output, overlay(pairs, history, args.tail, video.count, pose), video.fps)
+    drawn = overlay(pairs, history, args.tail, video.count, pose)
+    unwritten = None
+    try:
+        write_video(output, drawn, video.fps, history.stamps)
+    except OSError as error:  # of the writer: the tracks are worth more than their picture
+        unwritten = error
+        for _ in drawn:
+            pass
     history.save(output, video.fps)
     visible, stem = history.arrays()['visible'], output.with_suffix('')
     frames = len(history.stamps)
-    short = f' (of {video.count}: the file is cut short)' if _is_short(frames, video.count) else ''
-    return (
-        f'{frames} frames{short}, {len(history.ids)} points, {100 * visible.mean():.0f} % '
-        f'visible: {output}, {stem}.npz, {stem}.csv'
+    short = f' (of {video.count}: the file is cut short)' if is_short(video) else ''
+    text = (
+        f'{frames} frames{short}, {len(history.ids)} points, {100 * visible.mean():.0f} % visible'
     )
+    if unwritten is not None:
+        raise OSError(f'{text}: {stem}.npz, {stem}.csv; but no overlay: {unwritten}')
+    return f'{text}: {output}, {stem}.npz, {stem}.csv'
 
 
 def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray, Pose | None]:
@@ -382,11 +451,6 @@ def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray,
     return replace(video, frames=chain([first], frames)), queries, None
 
 
-def _is_short(frames: int, promised: int | None) -> bool:
-    """Tell whether a file broke off; the number that containers promise is a frame or two off."""
-    return promised is not None and frames < 0.95 * promised - 2
-
-
 def _track_recording(args: argparse.Namespace) -> str:
     asked = args.points, args.pose, args.fps
     if any(a is not None for a in asked) or args.backward or args.grid_frame:
@@ -397,13 +461,8 @@ def _track_recording(args: argparse.Namespace) -> str:
     source = Path(args.video)
     output = args.output or source.with_name(f'{source.stem}_tracks')
     tracker = StreamingTracker(args.model, args.grid**2, args.engine, args.threads)
-    images, steps = (
-        0,
-        track_recording(
-            source, output, tracker, args.grid, args.topic, image_range=args.image_range
-        ),
-    )
-    for images, total in steps:
+    images, how = 0, {'image_range': args.image_range}
+    for images, total in track_recording(source, output, tracker, args.grid, args.topic, **how):
         _show_progress(images, total)
     return f'{images} images, {args.grid**2} points: /tracks in {output}'
 

@@ -210,30 +210,35 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
     return sheet
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> str:
+def write_video(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    times: Sequence[float] | None = None,
+) -> str:
     """Write RGB frames, which may come from a generator, as .mp4.
 
-    Returns the codec: with PyAV (the extra `video`) 'h264' or, where it has no encoder of that,
-    'vp9', which browsers play. Both repeat the last column or row of odd sizes. Else OpenCV writes
-    'mpeg4', MPEG-4 part 2, which they do not play. Raises ValueError for no frames, frames of
+    times: seconds of each frame, rising; may grow while the frames come. Without them, and where
+    OpenCV writes, frames are 1 / fps apart.
+
+    Returns the codec: with PyAV (the extra `video`) 'h264' or, for odd sizes and where it has no
+    encoder of that, 'vp9'; browsers play both. Else OpenCV writes 'mpeg4', MPEG-4 part 2, which
+    they do not play, at the nearest rate that it holds. H.264 and MPEG-4 repeat the last column or
+    row of odd sizes. Raises ValueError for no frames, frames of
     different sizes or a path that does not end in .mp4, and OSError where it cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() != '.mp4':
-        raise ValueError(f'{path}: videos are written as .mp4')
-    if not path.parent.is_dir():
-        raise OSError(f'{path}: no folder {path.parent}')
+    path = check_video_path(path)
     part = path.with_name(f'.part-{path.name}')  # a video cut short by an error is none
     writer, size = None, None
     try:
-        for frame in frames:
+        for number, frame in enumerate(frames):
             _check_frame(frame)
             if writer is None:
                 size = frame.shape
                 writer = _open_writer(part, size, fps)
             if frame.shape != size:  # cv2 would drop it without a word
                 raise ValueError(f'{path}: frames of different sizes: {size} and {frame.shape}')
-            writer.write(frame)
+            writer.write(frame, number / fps if times is None else times[number])
         if writer is None:
             raise ValueError(f'{path}: no frames to write')
         codec = writer.codec
@@ -250,6 +255,19 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> s
         part.unlink(missing_ok=True)
 
 
+def check_video_path(path: str | Path) -> Path:
+    """Return the absolute path of a video to write, or raise ValueError or OSError.
+
+    FFmpeg takes a colon in a relative name for a protocol.
+    """
+    path = Path(path)
+    if path.suffix.lower() != '.mp4':
+        raise ValueError(f'{path}: videos are written as .mp4')
+    if not path.parent.is_dir():
+        raise OSError(f'{path}: no folder {path.parent}')
+    return path.absolute()
+
+
 _ENCODERS = {  # of FFmpeg, best first: codec, options
     'libx264': ('h264', {'preset': 'veryfast', 'crf': '20'}),
     'libopenh264': ('h264', {}),
@@ -258,10 +276,15 @@ _ENCODERS = {  # of FFmpeg, best first: codec, options
 
 
 def _open_writer(path: Path, size: tuple, fps: float) -> '_AvWriter | _CvWriter':
-    for encoder in _ENCODERS:
+    odd = size[0] % 2 or size[1] % 2
+    encoders = sorted(_ENCODERS, key=lambda name: odd and _ENCODERS[name][0] == 'h264')
+    for encoder in encoders:  # H.264 has no odd sizes in 4:2:0, which alone all browsers play
         with contextlib.suppress(ImportError, OSError):  # not installed, or without this encoder
             return _AvWriter(path, size, fps, encoder)
     return _CvWriter(path, size, fps)
+
+
+_TICK = Fraction(1, 90_000)  # seconds
 
 
 class _AvWriter:
@@ -272,18 +295,19 @@ class _AvWriter:
 
         self._av = av
         self.codec, options = _ENCODERS[encoder]
-        self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        even = self.codec == 'h264'
+        self._pad = [(0, size[0] % 2 if even else 0), (0, size[1] % 2 if even else 0), (0, 0)]
+        self._last = -1
         self._file = None
         with self._as_os_error(path):
             # The index before the pictures: a browser begins before it has the whole file.
             self._file = av.open(str(path), 'w', format='mp4', options={'movflags': 'faststart'})
             try:
-                rate = Fraction(fps).limit_denominator(10_000)
+                rate = max(Fraction(fps).limit_denominator(10_000), Fraction(1, 10_000))
                 self._stream = self._file.add_stream(encoder, rate=rate, options=options)
-                self._stream.height, self._stream.width = (
-                    size[0] + size[0] % 2,
-                    size[1] + size[1] % 2,
-                )
+                height, width = (n + pad[1] for n, pad in zip(size, self._pad[:2], strict=False))
+                self._stream.height, self._stream.width = height, width
+                self._stream.codec_context.time_base = _TICK
                 self._stream.pix_fmt = 'yuv420p'
                 self._stream.codec_context.open()
             except BaseException:
@@ -298,10 +322,13 @@ class _AvWriter:
         except (self._av.FFmpegError, ValueError) as error:  # the latter: no such encoder
             raise OSError(f'{path}: {error}') from error
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, time: float) -> None:
         with self._as_os_error(self._path):
-            picture = np.ascontiguousarray(np.pad(frame, self._pad, mode='edge'))
-            self._file.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(picture, 'rgb24')))
+            padded = np.ascontiguousarray(np.pad(frame, self._pad, mode='edge'))
+            picture = self._av.VideoFrame.from_ndarray(padded, 'rgb24')
+            self._last = max(self._last + 1, round(time / _TICK))
+            picture.pts, picture.time_base = self._last, _TICK
+            self._file.mux(self._stream.encode(picture))
 
     def close(self) -> None:
         with self._as_os_error(self._path):
@@ -317,16 +344,32 @@ class _CvWriter:
     codec = 'mpeg4'
 
     def __init__(self, path: Path, size: tuple, fps: float) -> None:
-        code = cv2.VideoWriter.fourcc(*'mp4v')
-        self._writer = cv2.VideoWriter(str(path), code, fps, (size[1], size[0]))
+        code, fps = cv2.VideoWriter.fourcc(*'mp4v'), _mpeg4_rate(fps)
+        self._pad = size[0] % 2, size[1] % 2  # OpenCV would cut them off
+        even = size[1] + self._pad[1], size[0] + self._pad[0]
+        self._writer = cv2.VideoWriter(str(path), code, fps, even)
         if not self._writer.isOpened():
             raise OSError(f'{path}: OpenCV cannot write this video (mp4v, {fps} fps)')
 
-    def write(self, frame: np.ndarray) -> None:
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    def write(self, frame: np.ndarray, time: float) -> None:
+        bottom, right = self._pad
+        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        self._writer.write(
+            cv2.copyMakeBorder(bgr, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+            if any(self._pad)
+            else bgr
+        )
 
     def close(self) -> None:
         self._writer.release()
+
+
+def _mpeg4_rate(fps: float) -> float:
+    """Return the nearest rate whose fraction MPEG-4 can hold: 16 bits, and OpenCV's tens."""
+    for base in (1000, 100, 10, 1):
+        if round(fps * base) < 1 << 16:
+            return max(1, round(fps * base)) / base
+    return float((1 << 16) - 1)
 
 
 def _check_frame(frame: np.ndarray) -> None:

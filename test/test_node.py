@@ -402,6 +402,8 @@ def test_each_parameter_is_fixed_or_takes_effect_while_running(start_tracker):
     tracker.track()
     tracker.diagnostic(lambda s, v: 'older than 1 ms' in s.message)
 
+    assert tracker.set('hold_frozen', True).successful
+
     def visible():
         return (tracker.track(texture(5))['flags'] & VISIBLE).any()
 

@@ -62,7 +62,8 @@ def publish(
             frame = waiting[sent] if sent < len(waiting) else next(frames, None)
         if frame is None:
             break
-        delay = start + sent / video.fps - time.monotonic()
+        due = sent / video.fps if repeat else video.times[sent]
+        delay = start + due - time.monotonic()
         if delay > 0:
             time.sleep(delay)
         header = Header(frame_id='camera', stamp=node.get_clock().now().to_msg())

@@ -104,7 +104,8 @@ class Recorder(Node):
             return draw_tracks(picture, xy[past], visible[past], table['ids'], tail=TAIL)
 
         fps *= len(shown) / len(self.pictures)
-        codec = write_video(folder / 'overlay.mp4', (frame(t) for t in shown), fps)
+        times = ((table['stamps'][shown] - table['stamps'][shown[0]]) * 1e-9).tolist()
+        codec = write_video(folder / 'overlay.mp4', (frame(t) for t in shown), fps, times)
         chosen = np.unique(np.linspace(0, len(shown) - 1, SHEET).round().astype(int))
         small = [_shrink(frame(shown[i]), SHEET_WIDTH) for i in chosen]
         sheet = contact_sheet(small, columns=4)

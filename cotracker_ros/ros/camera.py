@@ -60,10 +60,12 @@ class CameraNode(Node):
         """Publish the frames of a video, each when it is due; those of a device as they come."""
         frame_id = self.get_parameter('frame_id').value
         due = time.monotonic()
+        before = -1 / video.fps
         for frame in video.frames:
             if not device:
                 # A frame that is late moves those after it: a burst would look like fast motion.
-                due = max(due + 1 / video.fps, time.monotonic())
+                due = max(due + video.times[-1] - before, time.monotonic())
+                before = video.times[-1]
                 time.sleep(max(0.0, due - time.monotonic()))
             rclpy.spin_once(self, timeout_sec=0)
             header = Header(frame_id=frame_id, stamp=self.get_clock().now().to_msg())
