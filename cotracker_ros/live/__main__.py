@@ -13,6 +13,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from cotracker_ros.live.node import LiveNode
+from cotracker_ros.ros.startup import init
 
 TOKEN_VARIABLE = 'COTRACKER_LIVE_TOKEN'
 
@@ -119,7 +120,7 @@ def main(args: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    init(arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
         return asyncio.run(serve(options))
     finally:
