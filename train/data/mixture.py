@@ -40,7 +40,8 @@ class Mixture:
         self.sources, total = list(sources), sum(shares)
         self.limits = [sum(shares[: k + 1]) / total for k in range(len(shares))]
         parts = zip(sources, shares, strict=True)
-        self.name = ', '.join(f'{share / total:.0%} {source.name}' for source, share in parts)
+        names = [f'{share / total:.0%} {source.name}' for source, share in parts]
+        self.name = ', '.join(names) if len(names) > 1 else sources[0].name
 
     def source(self, index: int) -> Source:
         """Return the source of batch `index`."""
