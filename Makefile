@@ -68,6 +68,7 @@ docs: $(VENV)/stamp-dev  ## The documentation site into build/docs; warnings and
 
 lint: $(VENV)/stamp-dev  ## ruff and pyright
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:  ## Remove what builds and runs left behind (not .venv)

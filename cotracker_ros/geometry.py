@@ -33,8 +33,9 @@ def rescale(xy, source, target):
 
 def rescale_aligned(xy, source, target):
     """As `rescale`, for images resized with aligned corners: (W' - 1) / (W - 1)."""
-    return xy * _as(xy, ((target[1] - 1) / max(source[1] - 1, 1),
-                         (target[0] - 1) / max(source[0] - 1, 1)))
+    return xy * _as(
+        xy, ((target[1] - 1) / max(source[1] - 1, 1), (target[0] - 1) / max(source[0] - 1, 1))
+    )
 
 
 def rescale_plain(xy, source, target):

@@ -88,8 +88,9 @@ def yuv(rgb: np.ndarray) -> np.ndarray:
     return np.round(np.dstack([16 + 219 * luma, 128 + 224 * u, 128 + 224 * v])).astype(np.uint8)
 
 
-@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21',
-                                      'nv24'])
+@pytest.mark.parametrize(
+    'encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2', 'nv12', 'nv21', 'nv24']
+)
 def test_yuv_images(encoding):
     planes = yuv(SMOOTH)
     luma, u, v = planes.transpose(2, 0, 1)

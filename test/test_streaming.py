@@ -33,10 +33,12 @@ def tracker(tmp_path):
 
 
 def test_neither_torch_nor_ros_is_imported():
-    code = ('import sys, cotracker_ros.streaming, cotracker_ros.engines\n'
-            'cotracker_ros.streaming.StreamingTracker\n'
-            'bad = {"torch", "rclpy", "onnx", "openvino"} & set(sys.modules)\n'
-            'sys.exit(f"imported {bad}" if bad else 0)')
+    code = (
+        'import sys, cotracker_ros.streaming, cotracker_ros.engines\n'
+        'cotracker_ros.streaming.StreamingTracker\n'
+        'bad = {"torch", "rclpy", "onnx", "openvino"} & set(sys.modules)\n'
+        'sys.exit(f"imported {bad}" if bad else 0)'
+    )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -62,13 +64,18 @@ def test_visible_needs_visibility_times_confidence(tracker):
     assert not dark.visible.any() and dark.visibility.tolist() == [1]
 
 
-@pytest.mark.parametrize('stamp, age', [
-    (0.9, 0),  # a frame that comes later: waits for it
-    (0.85, 0),  # between the last one and the next: starts in the next
-    (0.8, 1), (0.7, 2), (0.6, 3),  # frames given
-    (0.65, 2),  # between two frames given: the first not before it
-    (None, 0),
-])
+@pytest.mark.parametrize(
+    'stamp, age',
+    [
+        (0.9, 0),  # a frame that comes later: waits for it
+        (0.85, 0),  # between the last one and the next: starts in the next
+        (0.8, 1),
+        (0.7, 2),
+        (0.6, 3),  # frames given
+        (0.65, 2),  # between two frames given: the first not before it
+        (None, 0),
+    ],
+)
 def test_a_stamp_says_in_which_frame_a_point_starts(tracker, stamp, age):
     for k in range(9):
         tracker.track(WHITE, k / 10)
@@ -121,16 +128,19 @@ def test_a_point_removed_and_its_slot_taken_again_between_two_frames(tracker):
     np.testing.assert_allclose(tracks.xy, [[7, 5]] * 4 + [[50, 50]], atol=1e-4)
 
 
-@pytest.mark.parametrize('xy, message', [
-    ([[1.0, np.nan]], 'point 0 is not finite'),
-    ([[1e300, 0]], 'outside the image'),
-    ([[1.0, 1.0], [np.inf, 2.0]], 'point 1 is not finite'),
-    ([[1.0, 1.0], [95.6, 2.0]], '1 of 2 points are outside the image of 96 x 64 pixels'),
-    ([[-0.6, 1.0]], 'outside the image'),
-    ([1.0, 2.0], r'shape \(N, 2\)'),
-    ([[1.0, 2.0, 3.0]], r'shape \(N, 2\)'),
-    (np.ones((6, 2)), '6 points to add, but 1 of max_points = 6 are in use: 5 are free'),
-])
+@pytest.mark.parametrize(
+    'xy, message',
+    [
+        ([[1.0, np.nan]], 'point 0 is not finite'),
+        ([[1e300, 0]], 'outside the image'),
+        ([[1.0, 1.0], [np.inf, 2.0]], 'point 1 is not finite'),
+        ([[1.0, 1.0], [95.6, 2.0]], '1 of 2 points are outside the image of 96 x 64 pixels'),
+        ([[-0.6, 1.0]], 'outside the image'),
+        ([1.0, 2.0], r'shape \(N, 2\)'),
+        ([[1.0, 2.0, 3.0]], r'shape \(N, 2\)'),
+        (np.ones((6, 2)), '6 points to add, but 1 of max_points = 6 are in use: 5 are free'),
+    ],
+)
 def test_bad_points_are_refused_together(tracker, xy, message):
     kept = tracker.add_points([[3, 3]])
     tracker.track(WHITE, 0.0)
@@ -151,14 +161,17 @@ def test_a_point_outside_the_first_frame_is_dropped_with_a_warning(tracker, capl
     assert 'outside the image of 96 x 64' in caplog.text
 
 
-@pytest.mark.parametrize('frame, stamp, message', [
-    (WHITE.astype(np.float32), 1.0, 'uint8 array, not float32'),
-    (None, 1.0, 'uint8 array'),
-    (WHITE[..., 0], 1.0, r'shape \(H, W, 3\), not \(64, 96\)'),
-    (WHITE[:0], 1.0, r'not \(0, 96, 3\)'),
-    (np.zeros((4, 4, 4), np.uint8), 1.0, r'not \(4, 4, 4\)'),
-    (WHITE, np.nan, 'stamp of a frame must be finite'),
-])
+@pytest.mark.parametrize(
+    'frame, stamp, message',
+    [
+        (WHITE.astype(np.float32), 1.0, 'uint8 array, not float32'),
+        (None, 1.0, 'uint8 array'),
+        (WHITE[..., 0], 1.0, r'shape \(H, W, 3\), not \(64, 96\)'),
+        (WHITE[:0], 1.0, r'not \(0, 96, 3\)'),
+        (np.zeros((4, 4, 4), np.uint8), 1.0, r'not \(4, 4, 4\)'),
+        (WHITE, np.nan, 'stamp of a frame must be finite'),
+    ],
+)
 def test_a_bad_frame_loses_no_track(tracker, frame, stamp, message):
     ids = tracker.add_points([[3, 3]])
     tracker.track(WHITE, 0.0)
@@ -406,10 +419,24 @@ def test_a_long_soak_of_the_shipped_network(tmp_path, request):
     frames = frames_of_a_soak(request)
     pytest.importorskip('torch')
     from export import export_onnx
+
     path = tmp_path / 'small.onnx'
     weights = engines._WEIGHTS / 'realtime.safetensors'
-    assert export_onnx.main(['--checkpoint', str(weights), '--output', str(path), '--points', '8',
-                             '--resolution', '64x96']) == 0  # a small image: fast frames
+    assert (
+        export_onnx.main(
+            [
+                '--checkpoint',
+                str(weights),
+                '--output',
+                str(path),
+                '--points',
+                '8',
+                '--resolution',
+                '64x96',
+            ]
+        )
+        == 0
+    )  # a small image: fast frames
     tracker = StreamingTracker(path, max_points=12, threads=1)
     growth = soak_network(tracker, frames)
     print(f'{frames} frames of the network: {growth:+} kB in the quarter that grew least')
@@ -426,7 +453,7 @@ def test_the_shipped_model(tmp_path):
     picture = np.kron(rng.integers(0, 256, (40, 50, 3), np.uint8), np.ones((12, 12, 1), np.uint8))
     ids = tracker.add_points(rng.uniform(50, 200, (5, 2)))
     for k in range(12):
-        frame = np.ascontiguousarray(picture[k:k + 240, 2 * k:2 * k + 320])
+        frame = np.ascontiguousarray(picture[k : k + 240, 2 * k : 2 * k + 320])
         if k == 6:
             tracker.remove_points(ids[:2])
             late = tracker.add_points([[100, 100]], stamp=0.1)
@@ -463,8 +490,10 @@ def test_a_model_of_two_scales_gets_a_larger_picture_and_tracks_in_its_own_pixel
         path = stand_in_step.write(tmp_path / f'{scale}.onnx', image_scale=scale)
         tracker = StreamingTracker(path, 1)
         inner = tracker.engine.step
-        tracker.engine.step = lambda given, inner=inner: (shown.append(given['image']),
-                                                          inner(given))[1]
+        tracker.engine.step = lambda given, inner=inner: (
+            shown.append(given['image']),
+            inner(given),
+        )[1]
         tracker.add_points([[41.5, 81.5]])
         tracker.track(frame, 0.0)
         tracks = tracker.track(frame, 0.1)

@@ -48,8 +48,13 @@ def standing(monkeypatch):
     monkeypatch.setattr(track_video, 'StreamingTracker', tracker)
 
 
-def write_bag(path, plugin=StoragePlugin.MCAP, cameras=('/camera/image_raw',), stamps=range(5),
-              compression=CompressionMode.NONE):
+def write_bag(
+    path,
+    plugin=StoragePlugin.MCAP,
+    cameras=('/camera/image_raw',),
+    stamps=range(5),
+    compression=CompressionMode.NONE,
+):
     store = get_typestore(Stores.ROS2_JAZZY)
     bag = Writer(path, version=9, storage_plugin=plugin)
     bag.set_compression(compression, CompressionFormat.ZSTD)

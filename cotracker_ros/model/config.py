@@ -100,7 +100,6 @@ class Config:
         """Extent (h, w) of the feature map, feature pixels."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
-
     @property
     def not_streamable(self) -> str:
         """Why the network cannot be streamed; '' if it can."""

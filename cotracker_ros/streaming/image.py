@@ -29,8 +29,9 @@ def resize(frame: np.ndarray, size: tuple[int, int], policy: str = 'edges') -> n
     if frame.shape[:2] == size:
         return np.ascontiguousarray(frame)
     while frame.shape[0] >= 2 * height and frame.shape[1] >= 2 * width:
-        frame = cv2.resize(frame, (frame.shape[1] // 2, frame.shape[0] // 2),
-                           interpolation=cv2.INTER_AREA)
+        frame = cv2.resize(
+            frame, (frame.shape[1] // 2, frame.shape[0] // 2), interpolation=cv2.INTER_AREA
+        )
     if policy != 'aligned':
         return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
     # Where the first and the last pixel of the result lie in the frame, halved with its edges.

@@ -45,19 +45,26 @@ class Slots:
         size = len(self.ids)
         used = int((self.used & ~np.isin(self.ids, replacing)).sum())
         if count > size - used:
-            raise ValueError(f'{count} points to add, but {used} of max_points = {size} are in '
-                             f'use: {size - used} are free')
+            raise ValueError(
+                f'{count} points to add, but {used} of max_points = {size} are in '
+                f'use: {size - used} are free'
+            )
         if self._next_id + count - 1 > LAST_ID:
             raise ValueError('all 4294967295 ids are used up; restart the tracker')
 
-    def take(self, xy: np.ndarray, stamp: float, since: float = math.nan,
-             keypoint: np.ndarray | int = NO_KEYPOINT) -> np.ndarray:
+    def take(
+        self,
+        xy: np.ndarray,
+        stamp: float,
+        since: float = math.nan,
+        keypoint: np.ndarray | int = NO_KEYPOINT,
+    ) -> np.ndarray:
         """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError.
 
         `since`: stamp of the newest frame, NaN where none has come yet.
         """
         self.check_room(len(xy))
-        slots = np.flatnonzero(~self.used)[:len(xy)]
+        slots = np.flatnonzero(~self.used)[: len(xy)]
         self.ids[slots] = np.arange(self._next_id, self._next_id + len(xy), dtype=np.uint32)
         self._next_id += len(xy)
         self.camera_xy[slots] = xy

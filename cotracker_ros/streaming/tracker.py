@@ -71,9 +71,15 @@ class StreamingTracker:
     One thread may call `track` while others add and remove points; they do not wait for the model.
     """
 
-    def __init__(self, model: str | Path | engines.Engine = 'realtime', max_points: int = 64,
-                 engine: str = 'auto', threads: int = 0, late_within: float = 1.0,
-                 query_timeout: float = math.inf) -> None:
+    def __init__(
+        self,
+        model: str | Path | engines.Engine = 'realtime',
+        max_points: int = 64,
+        engine: str = 'auto',
+        threads: int = 0,
+        late_within: float = 1.0,
+        query_timeout: float = math.inf,
+    ) -> None:
         """Load `model` as `engines.load` does (EngineError), or take a loaded engine.
 
         late_within: seconds by which a stamp may go back without being a jump. query_timeout:
@@ -122,9 +128,13 @@ class StreamingTracker:
                 return 0.0
             return max(0.0, float(later.max()) - self._frames[-1].stamp)
 
-    def add_points(self, xy: np.ndarray, stamp: float | None = None,
-                   replacing: np.ndarray | tuple = (),
-                   keypoints: np.ndarray | None = None) -> np.ndarray:
+    def add_points(
+        self,
+        xy: np.ndarray,
+        stamp: float | None = None,
+        replacing: np.ndarray | tuple = (),
+        keypoints: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Track points seen at `xy` (N, 2), pixels of the camera image, in the frame of `stamp`.
 
         `stamp` None: the next frame. `replacing`: ids to stop tracking for them. `keypoints` (N,)
@@ -162,8 +172,9 @@ class StreamingTracker:
             since = self._frames[-1].stamp if self._frames else math.nan
             return self._slots.move(ids, xy, math.nan if stamp is None else stamp, since)
 
-    def check_points(self, xy: np.ndarray, stamp: float | None = None,
-                     replacing: np.ndarray | tuple = ()) -> None:
+    def check_points(
+        self, xy: np.ndarray, stamp: float | None = None, replacing: np.ndarray | tuple = ()
+    ) -> None:
         """Raise the ValueError that `add_points` would raise, and change nothing."""
         xy = _checked_points(xy, stamp)
         with self._lock:
@@ -175,8 +186,10 @@ class StreamingTracker:
         size = self._size_when_seen(stamp)
         if size is not None and not geometry.inside(xy, size).all():
             bad = np.flatnonzero(~geometry.inside(xy, size))
-            raise ValueError(f'{len(bad)} of {len(xy)} points are outside the image of '
-                             f'{size[1]} x {size[0]} pixels, such as {xy[bad[0]].tolist()}')
+            raise ValueError(
+                f'{len(bad)} of {len(xy)} points are outside the image of '
+                f'{size[1]} x {size[0]} pixels, such as {xy[bad[0]].tolist()}'
+            )
         self._slots.check_room(len(xy), replacing)
 
     def remove_points(self, ids: np.ndarray) -> np.ndarray:
@@ -229,10 +242,16 @@ class StreamingTracker:
             self._late += 1
             back = frames[-1].stamp - frame.stamp
             if back < self.late_within and self._late < LATE_IN_A_ROW:
-                raise LateFrame(f'the frame of {frame.stamp:.6f} s came after that of '
-                                f'{frames[-1].stamp:.6f} s; it is not tracked')
-            _log.warning('stamps jumped back from %.3f to %.3f s: dropped all %d points',
-                         frames[-1].stamp, frame.stamp, int(self._slots.used.sum()))
+                raise LateFrame(
+                    f'the frame of {frame.stamp:.6f} s came after that of '
+                    f'{frames[-1].stamp:.6f} s; it is not tracked'
+                )
+            _log.warning(
+                'stamps jumped back from %.3f to %.3f s: dropped all %d points',
+                frames[-1].stamp,
+                frame.stamp,
+                int(self._slots.used.sum()),
+            )
             self.jumps += 1
             self._forget()
         self._late = 0
@@ -253,8 +272,10 @@ class StreamingTracker:
         reach = self.engine.metadata.window - 1
         known = list(self._frames)[-reach:] if reach else []
         if not known or stamp < known[0].stamp:
-            raise ValueError(f'the points were seen at {stamp:.6f} s, before the frames that the '
-                             f'model remembers (from {(known or self._frames)[0].stamp:.6f} s)')
+            raise ValueError(
+                f'the points were seen at {stamp:.6f} s, before the frames that the '
+                f'model remembers (from {(known or self._frames)[0].stamp:.6f} s)'
+            )
         return known[_first_not_before([f.stamp for f in known], stamp)].size
 
     def _start_points(self) -> np.ndarray:
@@ -276,8 +297,10 @@ class StreamingTracker:
             index = _first_not_before(stamps, stamp)
             size, xy = frames[index].size, slots.camera_xy[slot]
             if not geometry.inside(xy, size):
-                self.on_drop(f'dropped point {slots.ids[slot]} at {xy.tolist()}: outside the '
-                             f'image of {size[1]} x {size[0]} pixels')
+                self.on_drop(
+                    f'dropped point {slots.ids[slot]} at {xy.tolist()}: outside the '
+                    f'image of {size[1]} x {size[0]} pixels'
+                )
                 slots.release(slots.ids[slot])
                 continue
             slots.start(slot, self._move(xy, size, self.image_size), len(frames) - 1 - index)
@@ -285,8 +308,10 @@ class StreamingTracker:
         if expired:
             ahead = slots.stamp[expired].max() - stamps[-1]
             slots.release(slots.ids[expired])
-            self.on_drop(f'gave up {len(expired)} points that no frame came for: their stamps are '
-                         f'up to {ahead:.1f} s ahead of the newest image')
+            self.on_drop(
+                f'gave up {len(expired)} points that no frame came for: their stamps are '
+                f'up to {ahead:.1f} s ahead of the newest image'
+            )
         return np.array(started, np.intp)
 
     def _check(self, xy: np.ndarray) -> None:
@@ -294,11 +319,13 @@ class StreamingTracker:
         if not np.isfinite(xy).all():
             dropped = int(self._slots.used.sum())
             self._forget()
-            raise EngineError(f'the model gave positions that are not finite: dropped all '
-                              f'{dropped} points')
+            raise EngineError(
+                f'the model gave positions that are not finite: dropped all {dropped} points'
+            )
 
-    def _read(self, outputs: dict[str, np.ndarray], ids: np.ndarray,
-              started: np.ndarray) -> Tracks:
+    def _read(
+        self, outputs: dict[str, np.ndarray], ids: np.ndarray, started: np.ndarray
+    ) -> Tracks:
         """Rows of the slots that held `ids` (M,) in this step and still hold them after it."""
         slots, frame = self._slots, self._frames[-1]
         rows = np.flatnonzero((ids != 0) & (ids == slots.ids))
@@ -315,8 +342,9 @@ class StreamingTracker:
         inside = geometry.inside(xy, frame.size)
         visible = inside & self._is_visible(visibility, confidence)
         flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
-        return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age,
-                      flags.astype(np.uint32))
+        return Tracks(
+            frame.stamp, ids[rows], xy, visibility, confidence, age, flags.astype(np.uint32)
+        )
 
 
 def _checked_points(xy: np.ndarray, stamp: float | None) -> np.ndarray:
