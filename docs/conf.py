@@ -28,7 +28,7 @@ for folder in (Path(__file__).resolve().parent, Path.cwd()):
 def rewrite_links(app, docname: str, source: list[str]) -> None:
     """Let the links of the README, which lies one folder up, lead from here."""
     if docname == 'readme':
-        source[0] = source[0].replace('](docs/', '](').replace('"docs/', '"')
+        source[0] = source[0].replace('](docs/', '](').replace('](LICENSE)', '](../LICENSE)')
 
 
 def setup(app) -> None:

@@ -144,7 +144,7 @@ def test_a_box_moves_and_grows_with_its_points(bridge_example):
     moved[[17, 20, 30]] = [600, 400]
     results, _ = groups.update(tracks(bridge_example, ids, moved))
     _, found, _, points = next(r for r in results if r[0] is group)
-    assert np.allclose(found, [110, 80, 80, 40], atol=4) and points == 16
+    assert np.allclose(found, [110, 80, 80, 40], atol=1e-3) and points == 16
     results, _ = groups.update(tracks(bridge_example, ids, np.add(moved, [4, -2])))
     assert all(np.allclose(r[2], [4, -2], atol=1e-3) for r in results)
     # Hidden for long: lost, and the next detection begins anew.
@@ -224,9 +224,9 @@ def test_detections_become_boxes_of_every_frame(bridge_example, start_tracker, m
             return sent and sent[-1].detections and shift >= 20
 
         tracker.until(follows)
+        tracker.until(lambda: sent[-1].header == tracker.tracks[-1].header)
         (made,) = sent[-1].detections
-        newest = tracker.tracks[-1].header
-        assert made.id == '1' and sent[-1].header == newest
+        assert made.id == '1'
         assert abs(made.bbox.center.position.x - (120 - shift)) < 6  # the picture moves left
         assert abs(made.bbox.center.position.y - 100) < 6 and abs(made.bbox.size_x - 60) < 15
     finally:
