@@ -436,3 +436,16 @@ def test_ray_gives_the_same_bytes_whoever_is_killed(cluster, victim, tmp_path):
         assert 'done before' in done.stdout
     assert run(tmp_path / 'videos', '--output', tmp_path / 'alone') == 0
     assert labels_of(out) == labels_of(tmp_path / 'alone')
+
+
+def test_labels_can_be_looked_at(videos, tmp_path, monkeypatch):
+    from train import visualize_data
+
+    assert run(videos, '--output', tmp_path / 'out') == 0
+    words = ['--labels', str(tmp_path / 'out'), '--clips', '2', '--output', str(tmp_path / 'seen')]
+    monkeypatch.setattr('sys.argv', ['visualize_data.py', *words])
+    visualize_data.main()
+    sheet = cv2.imread(str(tmp_path / 'seen' / 'preview.png'))
+    # Two clips of five frames, tracks drawn in colour on grey.
+    assert sheet.shape[0] > 2 * 96 and sheet.shape[1] > 5 * 128
+    assert (np.ptp(sheet.astype(int), axis=2) > 60).any()

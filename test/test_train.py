@@ -60,7 +60,8 @@ def test_a_config_is_read_by_its_names():
     assert config.loss == LossConfig()
 
 
-RECIPES = sorted((Path(__file__).parents[1] / 'config').glob('train_*.yaml'))
+RECIPES = sorted((Path(__file__).parents[1] / 'config').glob('*.yaml'))
+RECIPES = [path for path in RECIPES if path.stem.startswith(('train_', 'finetune_'))]
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)

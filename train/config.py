@@ -28,8 +28,12 @@ class TrainConfig:
     # where batches come from (train/data/sources.py), and the share of each
     sources: dict[str, float] = field(default_factory=lambda: {'procedural': 1.0})
     kubric: str = ''  # folder of the source kubric
+    labels: str = ''  # folder or URL of the source pseudo_labels
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
     textures: str = ''  # folder of photographs for procedural scenes to wear
+    # Whether what turns a token into visibility and confidence stays as it began, as where labels
+    # say little of them (CoTracker3, section 5).
+    freeze_visibility: bool = False
     steps: int = 4000
     seed: int = 1
     lr: float = 5e-4

@@ -236,6 +236,7 @@ class Run:
         for group in self.optimiser.param_groups:
             nn.utils.clip_grad_norm_(group['params'], c.clip)
         self.optimiser.step()
+        self.objective.hold()
         self.average.update_parameters(self.model)
         return {name: value.item() for name, value in losses.items()}
 

@@ -1,6 +1,10 @@
-"""Look at the training data: a contact sheet and a video with the true tracks drawn.
+"""Look at the training data: a contact sheet and a video with the tracks drawn.
 
-python train/visualize_data.py --config config/train_realtime.yaml --output build/preview --seed 1
+    python train/visualize_data.py --config config/train_realtime.yaml --seed 1
+    python train/visualize_data.py --labels runs/labels --clips 20
+
+The first shows a batch as a run gets it; the second pseudo-labels as they were written, with the
+name of the teacher of each clip.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import cv2
 import numpy as np
 import yaml
 
-from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
+from cotracker_ros.visualise import contact_sheet, draw_tracks, titled, write_video
 from train.config import read_config
 from train.data.clip import DataError
+from train.data.readers.pseudo_labels import PseudoLabels
 from train.data.sources import mixture
+
+COLUMNS = 5  # frames of a clip in the contact sheet
 
 
 def main() -> None:
@@ -32,36 +39,66 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=Path('build/preview'))
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--clips', type=int, default=6)
+    parser.add_argument('--labels', help='folder or URL of pseudo-labels, instead of a config')
     args = parser.parse_args()
 
     try:
-        config = read_config(yaml.safe_load(args.config.read_text()) or {})
-        batch = dataclasses.replace(config.batch, clips=args.clips)
-        source = mixture(dataclasses.replace(config, batch=batch), args.seed)
-    except (OSError, ValueError, DataError) as error:
+        drawn = labelled(args) if args.labels else rendered(args)
+    except (OSError, ValueError, DataError, yaml.YAMLError) as error:
         parser.error(str(error))
-    batch = source.batch(0)
-    frames = batch.video.shape[1]
-    drawn = [
-        [draw(batch.video[b], batch.tracks[b], batch.visible[b], t) for t in range(frames)]
-        for b in range(args.clips)
-    ]
     args.output.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, frames - 1, 5).astype(int)
-    sheet = contact_sheet([clip[t] for clip in drawn for t in chosen], columns=5)
+    sheet = contact_sheet([shown for clip in drawn for shown in spread(clip)], columns=COLUMNS)
     cv2.imwrite(str(args.output / 'preview.png'), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     write_video(args.output / 'preview.mp4', [frame for clip in drawn for frame in clip], fps=10)
     print(f'wrote {args.output}/preview.png and {args.output}/preview.mp4')
 
 
-def draw(video, tracks, visible, t: int) -> np.ndarray:
-    """Frame t of a clip with the tracks up to it."""
-    return draw_tracks(
-        video[t].numpy(),
-        tracks[: t + 1].numpy(),
-        visible[: t + 1].numpy(),
-        np.arange(tracks.shape[1]),
+def rendered(args: argparse.Namespace) -> list[list[np.ndarray]]:
+    """The frames of a batch, clip by clip, with its tracks."""
+    config = read_config(yaml.safe_load(args.config.read_text()) or {})
+    batch = dataclasses.replace(config.batch, clips=args.clips)
+    clips = mixture(dataclasses.replace(config, batch=batch), args.seed).batch(0)
+    parts = (clips.video.numpy(), clips.tracks.numpy(), clips.visible.numpy())
+    return [[draw(*clip, t) for t in range(len(clip[0]))] for clip in zip(*parts, strict=True)]
+
+
+def labelled(args: argparse.Namespace) -> list[list[np.ndarray]]:
+    """The frames of pseudo-labelled clips, drawn by chance, each of the first one's size."""
+    labels, drawn = PseudoLabels(args.labels), []
+    if missing := labels.missing():
+        print(f'{args.labels}: {missing} clips are not labelled yet', file=sys.stderr)
+    order = np.random.default_rng(args.seed).permutation(len(labels))[: args.clips]
+    for clip in (labels[i] for i in sorted(order)):
+        title = f'{clip.teacher}: {Path(clip.about["video"]).name}, {clip.about["first"]}'
+        # What is not believed is not there.
+        tracks = np.where((clip.weight > 0)[..., None], clip.tracks, np.nan)
+        frames = [draw(clip.video, tracks, clip.visible, t) for t in range(len(clip.video))]
+        drawn.append([titled(fit(frame, (drawn or [frames])[0][0].shape), title)
+                      for frame in frames])  # fmt: skip
+    return drawn
+
+
+def fit(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A frame in the middle of a dark one of another shape, shrunk where it is larger."""
+    scale = min(1.0, shape[0] / frame.shape[0], shape[1] / frame.shape[1])
+    height, width = (round(scale * n) for n in frame.shape[:2])
+    canvas = np.full(shape, 24, np.uint8)
+    y, x = (shape[0] - height) // 2, (shape[1] - width) // 2
+    canvas[y : y + height, x : x + width] = cv2.resize(
+        frame, (width, height), interpolation=cv2.INTER_AREA
     )
+    return canvas
+
+
+def spread(clip: list[np.ndarray]) -> list[np.ndarray]:
+    """A few frames from the first to the last."""
+    return [clip[t] for t in np.linspace(0, len(clip) - 1, COLUMNS).astype(int)]
+
+
+def draw(video: np.ndarray, tracks: np.ndarray, visible: np.ndarray, t: int) -> np.ndarray:
+    """Frame t of a clip (T, H, W, 3) with the tracks (T, N, 2), visible (T, N), up to it."""
+    past = slice(0, t + 1)
+    return draw_tracks(video[t], tracks[past], visible[past], np.arange(tracks.shape[1]))
 
 
 if __name__ == '__main__':

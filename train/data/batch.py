@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class BatchConfig:
 
     clips: int = 2
     points: int = 64
+    support: int = 0  # side of a grid of points beside them, of which nothing is asked
     bank: int = 64  # generated textures in use at a time
     # frame rate of a clip against the scene's own, log-uniform
     pace: tuple[float, float] = (0.5, 2.0)
@@ -58,6 +59,30 @@ class Clips:
         """Move every tensor."""
         parts = (getattr(self, field.name) for field in fields(self))
         return Clips(*(part.to(device) if isinstance(part, Tensor) else part for part in parts))
+
+    def with_support(self, side: int) -> Clips:
+        """Add a grid of side x side points to the first frame, of which nothing is known: the
+        others look at them, as at the support points of a tracker in use.
+        """
+        if not side:
+            return self
+        height, width = self.video.shape[2:4]
+        rows, columns = (torch.linspace(n / 64, n - n / 64, side) for n in (height, width))
+        y, x = torch.meshgrid(rows, columns, indexing='ij')
+        grid = torch.stack([x.flatten(), y.flatten()], -1).to(self.tracks)
+        clips, frames = self.tracks.shape[:2]
+        added = grid.expand(clips, frames, -1, -1)
+        nothing = torch.zeros_like(added[..., 0], dtype=torch.bool)
+        first, plain = nothing[:, 0].long(), nothing[:, 0].long() - 1
+        return replace(
+            self,
+            tracks=torch.cat([self.tracks, added], 2),
+            visible=torch.cat([self.visible, nothing], 2),
+            query_frame=torch.cat([self.query_frame, first], 1),
+            keypoint=torch.cat([self.keypoint, plain], 1),
+            instance=torch.cat([self.instance, plain], 1),
+            known=torch.cat([self.known, nothing], 2),
+        )
 
     @classmethod
     def join(cls, parts: Sequence[Clips]) -> Clips:

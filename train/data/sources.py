@@ -15,6 +15,7 @@ from train.data.batch import BatchConfig, Clips
 from train.data.clip import Clip, DataError
 from train.data.mixture import Mixture, Source
 from train.data.readers.kubric import kubric_sequences, read_kubric
+from train.data.readers.pseudo_labels import PseudoLabels
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
 from train.data.synthetic.textures import read_photographs
 
@@ -154,11 +155,21 @@ def kubric(config: TrainConfig, seed: int, device: str) -> Source:
     )
 
 
+def pseudo_labels(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source of labelled real video; DataError where the folder holds none."""
+    scene, labels = config.scene, PseudoLabels(config.labels)
+    files = [Path(name) for name in labels.names]
+    return RecordedSource(
+        'pseudo-labels', files, labels.clip, scene.size, scene.frames, config.batch, seed
+    )
+
+
 # By the names of the YAML's `sources`. A builder takes the run's settings, the seed and the
 # device to render on ('cpu' where other processes make the batches).
 SOURCES: dict[str, Callable[[TrainConfig, int, str], Source]] = {
     'procedural': procedural,
     'kubric': kubric,
+    'pseudo_labels': pseudo_labels,
 }
 
 
@@ -169,7 +180,8 @@ def mixture(config: TrainConfig, seed: int, device: str = 'cpu') -> Mixture:
     unknown = config.sources.keys() - SOURCES.keys()
     if unknown:
         raise ValueError(f'no source {", ".join(sorted(unknown))}; there are {", ".join(SOURCES)}')
-    if config.kubric and 'kubric' not in config.sources:
-        raise ValueError('kubric names a folder, but sources gives kubric no share')
+    for name, folder in (('kubric', config.kubric), ('pseudo_labels', config.labels)):
+        if folder and name not in config.sources:
+            raise ValueError(f'{folder} is named, but sources gives {name} no share')
     sources = [SOURCES[name](config, seed, device) for name in config.sources]
     return Mixture(sources, list(config.sources.values()))

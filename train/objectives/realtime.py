@@ -49,7 +49,9 @@ class RealtimeRecipe:
     drift: tuple[float, float] = (0.3, 8.0)  # px, how far off such a start is, log-uniform
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
-    calibration: int = 24  # batches at the end that what it shows, and redetection, are fitted on
+    calibration: int = (
+        24  # batches at the end that what it shows, and redetection, are fitted on; 0: neither is
+    )
 
 
 class RealtimeObjective(Objective):
@@ -66,6 +68,7 @@ class RealtimeObjective(Objective):
         c = self.config
         lead = 1.0 if step < c.warmup and not c.start else c.realtime.lead
         seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
+        clips = clips.with_support(c.batch.support)
         return realtime_losses(
             self.model, clips, c.iterations, c.loss, c.realtime, lead, seeds, step
         )
@@ -73,6 +76,8 @@ class RealtimeObjective(Objective):
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
         """Fit what the tracker shows, and when a lost point is back."""
         count = self.config.realtime.calibration
+        if not count:
+            return
         calibrate(model, tqdm(islice(batches, count), 'calibrating', count), self.config.loss)
 
 

@@ -31,16 +31,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from train.data.clip import DataError
+from train.data.clip import Clip, DataError
 from train.data.storage import Folder
 from train.data.videos import VideoError, VideoFile, VideoReader
 
@@ -155,21 +157,42 @@ def _hash(video: VideoFile) -> str:
 
 
 class PseudoLabels:
-    """The labelled clips of a folder, in the order of their IDs."""
+    """The labelled clips of a folder, in the order of their IDs; a source of training clips."""
 
     def __init__(self, url: str):
         """Raises DataError where there are none."""
-        self.folder = Folder(url)
+        self.url, self._folder, self._process = url, Folder(url), os.getpid()
         self.names = self.folder.names('clips', '.npz')
         if not self.names:
             raise DataError(f'{url}: no labelled clip (clips/XX/ID.npz)')
+
+    @property
+    def folder(self) -> Folder:
+        """The folder as this process opened it: file systems of clouds cannot be forked."""
+        if self._process != os.getpid():
+            self._folder, self._process = Folder(self.url), os.getpid()
+        return self._folder
+
+    def clip(self, name: Path) -> Clip:
+        """Read a clip of `names` for training. Raises DataError."""
+        labelled = self._read(name.as_posix())
+        return Clip(
+            name.as_posix(),
+            labelled.video,
+            labelled.queries,
+            labelled.tracks,
+            labelled.visible,
+            known=labelled.weight > 0,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> LabelledClip:
         """Read a clip. Raises DataError."""
-        name = self.names[index]
+        return self._read(self.names[index])
+
+    def _read(self, name: str) -> LabelledClip:
         where = f'{self.folder.url}/{name}'
         try:
             return unpack(self.folder.read(name), where)
