@@ -11,22 +11,14 @@ torch = pytest.importorskip('torch')
 
 from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.model import load_checkpoint  # noqa: E402
-from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, RealtimeTracker  # noqa: E402
+from cotracker_ros.model.realtime import RealtimeConfig, RealtimeTracker  # noqa: E402
+from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
-from train.objectives.realtime import Leads, encode, refine_all, roll_out  # noqa: E402
+from train.objectives.realtime import TeacherForcing, encode, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
 WEIGHTS = Path(__file__).parents[1] / 'cotracker_ros/weights/realtime.safetensors'
-CONFIG = RealtimeConfig(
-    stem=16,
-    stages=(16, 16, 24, 24),
-    blocks=(1, 1, 1, 1),
-    features=16,
-    width=32,
-    depth=2,
-    virtual=4,
-    iterations=2,
-)
+CONFIG = RealtimeConfig(features=16, width=32, depth=2, virtual=4, iterations=2, image_scale=1)
 
 
 @pytest.fixture(scope='module')
@@ -82,18 +74,18 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
     streamed = run(step, clip, 5, plan, range(5))
 
     features = encode_exact(model, clips)
-    record = roll_out(model, features, clips, Leads.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
+    record = roll_out(model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
     after = torch.arange(10)[:, None] > start
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
     assert torch.allclose(found[after[1:]], streamed[:-1, :, :2][after[1:]], atol=2e-2)
     with torch.no_grad():
-        refined = refine_all(model, features, record, 2)
-        xy, visibility, _ = refined.estimates[-1]
-        evidence = model.evidence(refined.token, xy)
-        shown = (visibility + model.calibration(evidence)[..., 0]).sigmoid()
-    assert torch.allclose(xy[0][after], streamed[..., :2][after], atol=2e-2)
-    assert torch.allclose(shown[0][after], streamed[..., 2][after], atol=2e-3)
+        network = refine_all(model, features, record, 2).estimates[-1]
+        shown = record.network.visibility + model.calibration(record.calibration_features)[..., 0]
+    assert torch.allclose(record.network.xy[0][after], streamed[..., :2][after], atol=2e-2)
+    assert torch.allclose(shown.sigmoid()[0][after], streamed[..., 2][after], atol=2e-3)
+    for one, two in zip(network[1:], record.network[1:], strict=True):
+        assert torch.allclose(one[0][after], two[0][after], atol=2e-3)
 
 
 def encode_exact(model, clips):
@@ -114,7 +106,7 @@ def test_unused_slots_change_nothing(model, clips):
     plan = {0: {0: (30, 40, 0), 1: (80, 50, 0)}}
     few = run(step, clips.video[0], 2, plan, range(2))
     many = run(step, clips.video[0], 7, plan, range(2))
-    assert torch.allclose(few, many[:, :2], atol=1e-4)
+    assert torch.allclose(few, many[:, :2], atol=2e-3)
     assert not many[:, 2:].any()
 
 
@@ -153,11 +145,9 @@ def test_a_template_is_the_same_from_the_ring_and_from_the_frame(model, clips):
         [127.0, 95.0]
     )
     rows = torch.cat([f[0, :8].flatten(2).transpose(1, 2) for f in features], 1)
-    for frame, age in ((7, 0), (7, 3), (1, 4)):
+    for frame, age in ((7, 1), (7, 3), (1, 4)):
         state = {'features': rows[:, None].half(), 'frame': torch.tensor([frame])}
-        past = step.describe_past(
-            rows[frame, None], state, xy, torch.full((1, 30), age, dtype=torch.int32)
-        )
+        past = step.describe_past(state, xy, torch.full((1, 30), age, dtype=torch.int32))
         now = model.describe([f[0, (frame - age) % 8][None] for f in features], xy)
         assert torch.allclose(past, now, atol=2e-3)
 
@@ -216,11 +206,10 @@ def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(m
     model.redetection.bias.data[0] = 2.0  # all points, in every frame
     streamed = run(RealtimeStep(model), frames, 5, plan, range(5))
     features = encode_exact(model, clips)
-    record = roll_out(model, features, clips, Leads.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
-    refined = refine_all(model, features, record, 2)
+    record = roll_out(model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
     model.redetection.bias.data[0] = 0.0
     after = torch.arange(10)[:, None] > start
-    best = refined.best.place[0, :, :, 0].detach()
+    best = record.best[0]
     assert torch.allclose(streamed[..., :2][after], best[after], atol=2e-2)
     assert (streamed - plain)[..., :2][after].abs().max() > 5
     assert torch.allclose(streamed[..., 2][after], torch.tensor(2.0).sigmoid(), atol=1e-4)
@@ -255,12 +244,9 @@ def test_the_shipped_weights_find_points_again_behind_a_post():
 def test_calibration_reads_how_far_inside_the_picture_a_point_is(model):
     height, width = SIZE
     xy = torch.tensor([[4.0, 40.0], [width - 1.0, 40.0], [40.0, height + 7.0], [50.0, 24.0]])
-    token = torch.arange(4.0)[:, None].expand(4, CONFIG.width)
-    evidence = model.evidence(token, xy)
-    assert torch.equal(evidence[:, :-2], token)
     inside = torch.tensor([4.0, 0.0, -8.0, 24.0])
-    assert torch.equal(evidence[:, -2], (inside / 8).clamp(-2, 2))
-    assert torch.equal(evidence[:, -1], inside / 32)
+    assert torch.equal(model.inside(xy)[:, 0], (inside / 8).clamp(-2, 2))
+    assert torch.equal(model.inside(xy)[:, 1], inside / 32)
 
 
 def test_image_size_must_fit_the_strides():

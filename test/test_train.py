@@ -42,11 +42,8 @@ CONFIG = TrainConfig(
     scene=SceneConfig(size=(64, 96), frames=4, objects=(1, 2)),
     batch=BatchConfig(clips=1, points=6, bank=2),
     realtime=RealtimeRecipe(fresh=2, calibration=1),
-    shape={
-        'stem': 16, 'stages': (16, 16, 16, 16), 'blocks': (1, 1, 1, 1),
-        'features': 8, 'width': 16, 'heads': 2, 'virtual': 2,
-    },
-)  # fmt: skip
+    shape={'features': 8, 'width': 16, 'heads': 2, 'virtual': 2, 'image_scale': 1},
+)
 
 
 CONFIGURED = {'model': 'realtime', 'shape': json.dumps(CONFIG.shape)}
@@ -103,7 +100,10 @@ def test_a_value_of_another_kind_is_named(values, message):
         ({'textures': 'nowhere'}, 'nowhere'),
         ({'sources': {'kubric': 1.0}, 'kubric': 'nowhere'}, 'nowhere'),
         ({'kubric': 'nowhere'}, 'no share'),
-        ({'sources': {'procedual': 1.0}}, 'no source procedual; there are procedural, kubric'),
+        (
+            {'sources': {'procedual': 1.0}},
+            'no source procedual; there are procedural, photo, kubric',
+        ),
         ({'sources': {'procedural': 0.0}}, 'shares'),
         ({'objective': 'contrast'}, 'no objective contrast; there are contrastive'),
         ({'encoder_weights': 'nowhere.pt'}, 'nowhere.pt'),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from train.data.batch import BatchConfig
+from train.data.synthetic.photo_scenes import PhotoSceneConfig
 from train.data.synthetic.procedural import SceneConfig
 from train.losses import LossConfig
 from train.objectives.contrastive import ContrastiveRecipe
@@ -23,6 +24,7 @@ class TrainConfig:
     # contrastive: its encoder alone. realtime, windowed: the whole network, which learns by one
     # of them unless told.
     objective: str = ''
+    size: tuple[int, ...] = ()  # (H, W) px of the model; by default that of the scene
     start: str = ''  # weights to go on from
     encoder_weights: str = ''  # those of the contrastive stage, for the encoder to begin with
     # where batches come from (train/data/sources.py), and the share of each
@@ -30,7 +32,8 @@ class TrainConfig:
     kubric: str = ''  # folder of the source kubric
     labels: str = ''  # folder or URL of the source pseudo_labels
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
-    textures: str = ''  # folder of photographs for procedural scenes to wear
+    textures: str = ''  # folder of photographs for scenes to wear
+    videos: str = ''  # folder of free videos that the source photo takes cut-outs from
     # Whether what turns a token into visibility and confidence stays as it began, as where labels
     # say little of them (CoTracker3, section 5).
     freeze_visibility: bool = False
@@ -48,6 +51,7 @@ class TrainConfig:
     evaluate: int = 1000  # steps between evaluations
     evaluated: int = 4  # clips of an evaluation
     scene: SceneConfig = SceneConfig(frames=20)  # noqa: RUF009 (frozen)
+    photo: PhotoSceneConfig = PhotoSceneConfig()  # noqa: RUF009 (frozen)
     batch: BatchConfig = BatchConfig()  # noqa: RUF009 (frozen)
     loss: LossConfig = LossConfig()  # noqa: RUF009 (frozen)
     contrastive: ContrastiveRecipe = ContrastiveRecipe()  # noqa: RUF009 (frozen)

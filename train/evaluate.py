@@ -27,6 +27,7 @@ from cotracker_ros.visualise import contact_sheet, draw_errors, draw_tracks, tit
 from train import metrics
 from train.data import readers
 from train.data.clip import Clip, DataError
+from train.selection import PARTS, selection
 from train.trackers import BASELINES, Tracker, both_ways, streaming, whole_video
 
 
@@ -93,6 +94,20 @@ def evaluate(
             raise DataError('the data set holds no clip with a point to track')
         row['mean'] = metrics.mean_scores(row['clips'].values())
     return rows
+
+
+def select(tracker: Tracker, data: Path, seed: int) -> dict:
+    """Measure a tracker by train/selection.py: a row as of `evaluate`, without clips."""
+    began, given = time.perf_counter(), 0
+
+    def counted(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal given
+        given += len(video)
+        return tracker(video, queries)
+
+    mean = selection(counted, data, seed)
+    seconds = time.perf_counter() - began
+    return {'mean': mean, 'clips': {}, 'seconds': seconds, 'frames': given}
 
 
 def comparison(clip: Clip, tracked: Mapping[str, tuple], t: int) -> list[np.ndarray]:
@@ -165,6 +180,8 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
     'tapvid_robotap': readers.tapvid,
 }
 COLUMNS = {
+    'selection': 'selection',
+    **{part: part for part in PARTS},
     'badja_segment': 'segment',
     'badja_3px': '3 px',
     'on_object': 'on object',
@@ -207,7 +224,7 @@ def table(rows: dict[str, dict]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, with one message where something is wrong."""
     parser = argparse.ArgumentParser(description='Measure trackers on a data set.')
-    parser.add_argument('--dataset', required=True, choices=sorted(READERS))
+    parser.add_argument('--dataset', required=True, choices=sorted([*READERS, 'selection']))
     parser.add_argument(
         '--data',
         type=Path,
@@ -245,6 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     group.add_argument('--device', default='cpu', help='where torch computes')
     parser.add_argument('--queries', choices=('first', 'strided'), default='first')
+    parser.add_argument('--seed', type=int, default=0, help='of what selection renders [0]')
     parser.add_argument('--limit', type=int, help='number of clips, for a quick look')
     parser.add_argument(
         '--videos', type=Path, help='folder for a video of each clip, trackers side by side'
@@ -278,6 +296,8 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
             )  # fmt: skip
         trackers[Path(checkpoint).name] = tracker
     trackers |= BASELINES
+    if args.dataset == 'selection':
+        return {name: select(tracker, args.data, args.seed) for name, tracker in trackers.items()}
     strided = args.queries == 'strided'
     clips = islice(READERS[args.dataset](args.data, strided), args.limit)
     return evaluate(trackers, clips, strided, args.videos)

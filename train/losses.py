@@ -36,6 +36,7 @@ class LossConfig:
     huber: float = 1.0  # px; ours: at 6, as published, the last pixel is learned slowly
     reach: float = 96.0  # px; a point that starts further off than any window sees teaches nothing
     confident: float = 12.0  # px; confidence's target is to be within
+    near: float = 1.5  # px of the model; the confidence that is shown means to be within
     visibility: float = 2.0
     confidence: float = 1.0
     # Of keypoints of bodies, see docs/pose.md; 0 leaves them out.

@@ -65,8 +65,8 @@ class Run:
         torch.manual_seed(config.seed)
         # Where workers make the batches, they render on the CPU.
         self.render_on = 'cpu' if config.workers else device
-        self.source = mixture(config, config.seed, self.render_on)
         self.model = self.network()
+        self.source = self.data(config.seed)
         self.objective = self.ask().to(device)
         self.stepped: nn.Module = self.objective
         self.optimiser = torch.optim.AdamW(
@@ -88,7 +88,7 @@ class Run:
         if c.encoder:
             shape['encoder'] = c.encoder
         try:
-            model = build_model(c.network, c.scene.size, **shape)
+            model = build_model(c.network, c.size or c.scene.size, **shape)
         except TypeError as error:
             raise ValueError(f'shape {shape} is not of {c.network}: {error}') from error
         try:
@@ -106,6 +106,11 @@ class Run:
             files, reason = c.encoder_weights or c.start, str(error).partition('\n')[0]
             raise ValueError(f'cannot begin with {files}: {reason}') from error
         return model
+
+    def data(self, seed: int) -> Source:
+        """What the run learns from, drawn from a seed, as the network wants its pictures."""
+        facts = self.model.facts
+        return mixture(self.config, seed, self.render_on, facts.image_size, facts.image_scale)
 
     def ask(self) -> Objective:
         """What the run asks of its network."""
@@ -248,7 +253,7 @@ class Run:
         model, scores, sheets = self.average.module, [], []
         training = model.training
         model.eval()
-        unseen = mixture(self.config, self.config.seed + 1_000, self.render_on)
+        unseen = self.data(self.config.seed + 1_000)
         batches = self.batches(unseen)
         clips = (
             (clips.video[b], clips.tracks[b], clips.visible[b], clips.query_frame[b])

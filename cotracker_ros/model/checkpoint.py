@@ -59,6 +59,10 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
     state = model_state(state)
     model = _model_of(state, noted, path, image_size)
     expected = model.state_dict()
+    if any(key.startswith('refiner.') for key in state):
+        from cotracker_ros.model.realtime import upgraded
+
+        state = upgraded(state, expected)
     reshaped = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
     problems = {
         'missing': expected.keys() - state.keys(),
@@ -160,7 +164,9 @@ def _model_of(
         except (TypeError, ValueError) as error:
             raise ValueError(f'{file}: its metadata name no known network: {error}') from error
     if any(key.startswith('refiner.') for key in state):
-        return build_model('realtime', size)
+        from cotracker_ros.model.realtime import encoder_of
+
+        return build_model('realtime', size, encoder=encoder_of(state))
     table = state.get('time_emb')
     window = _named(noted, file, 'window')
     if table is not None and table.ndim == 3:

@@ -1,10 +1,12 @@
 """The real-time member of the family: a small causal tracker for a robot's CPU.
 
-Per frame: a light convolutional pyramid; correlation maps of every point's two templates (what it
-looked like when it was queried, and recently) by one matrix product per level; a few refinements,
-each reading small windows of those maps into one token per point. Tokens attend to the point's own
-last frames, which are cached, and to the other points through a few virtual tracks, as in
-CoTracker. The cost of a frame does not depend on the window, and in training all frames run in
+Two scales: who a point is, is told by features of a small picture; where exactly it is, by grey
+patches of a picture of twice that size. Per frame: a convolutional pyramid; correlation maps of
+every point's two templates (what it looked like when it was queried, and recently) by one matrix
+product per level; a few refinements, each reading small windows of those maps into one token per
+point. Tokens attend to the point's own last frames, which are cached, and to the other points
+through a few virtual tracks, as in CoTracker. Then the patches are aligned (model/subpixel.py).
+The cost of a frame does not depend on the window, and in training all frames are refined in
 parallel under a causal mask.
 
 Letters: G cameras or clips, F frames at once (1 in a stream), N points, P window positions, D
@@ -14,8 +16,7 @@ width. Coordinates are model pixels, (0, 0) the centre of the top-left pixel, x 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,19 +25,21 @@ from torch import Tensor, nn
 
 from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import Tracks
-from cotracker_ros.model.step import Step
+from cotracker_ros.model.lite0 import Lite0Encoder, upsample
+from cotracker_ros.model.pyramid import PyramidEncoder
+from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
 from cotracker_ros.visible import VisibleRule
+
+ENCODERS = {'lite0': Lite0Encoder, 'pyramid': PyramidEncoder}
 
 
 @dataclass(frozen=True)
 class RealtimeConfig:
     """Shape of the real-time tracker."""
 
-    stem: int = 24  # channels at stride 2
-    stages: tuple[int, ...] = (48, 96, 128, 160)  # channels at strides 4, 8, 16, 32
-    blocks: tuple[int, ...] = (1, 2, 2, 1)  # residual blocks per stage
+    encoder: str = 'lite0'  # one of ENCODERS
     features: int = 64  # channels of the matched features, at every stride
-    strides: tuple[int, ...] = (4, 8, 16)  # px of one feature cell, per level
+    strides: tuple[int, ...] = (8, 16, 32)  # px of one feature cell, per level
     radius: int = 3  # cells of the correlation window on each side
     width: int = 128  # channels of a token
     heads: int = 4
@@ -44,87 +47,23 @@ class RealtimeConfig:
     virtual: int = 16  # virtual tracks that carry information between points
     update: float = 0.3  # share of what is seen now that the recent template takes over
     window: int = 8  # frames a token sees, its own among them; also the reach of query_age, plus 1
-    iterations: int = 2  # refinements per frame, unless asked otherwise; training does 3
+    iterations: int = 2  # refinements per frame, unless asked otherwise
     momentum: float = 0.5  # share of the last displacement that the search starts ahead by
     sharpness: float = 20.0  # inverse temperature of the soft arg-max over a correlation window
     far_sharpness: float = 150.0  # the same over a whole correlation map
-    sure: float = 0.7  # probability above which a lost point is taken to its best place
+    far_scale: float = 128.0  # px that tokens measure the way to the best places by
+    motion_scale: float = 16.0  # px that tokens measure displacements by
+    image_scale: int = 2  # the picture against the one that the encoder sees
+    query_fit: float = 0.75  # correlation above which the query's patch says where a point is
+    recent_fit: float = 0.85  # the same of the recent patch
+    nearby: float = 8.0  # px that alignment may move a point by
+    redetection_threshold: float = 0.7  # probability above which a lost point is taken back
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, which inference folds into them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.skip = (
-            nn.Identity()
-            if inputs == outputs and stride == 1
-            else nn.Conv2d(inputs, outputs, 1, stride)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(y)))
-
-
-def unit(x: Tensor) -> Tensor:
-    """Maps (B, C, h, w) divided by their length over channels.
-
-    The sum of squares is a 1x1 convolution: a reduction over channels takes ONNX Runtime 1.1 ms
-    at stride 4, the convolution 0.1 ms.
-    """
-    ones = torch.ones(1, x.shape[1], 1, 1, dtype=x.dtype, device=x.device)
-    return x * torch.rsqrt(F.conv2d(x * x, ones) + 1e-12)
-
-
-class PyramidEncoder(nn.Module):
-    """Frame to L2-normalised features at strides 4, 8 and 16, coarse levels summed into fine ones.
-
-    Every convolution is centred on the top-left pixel of its stride: feature (i, j) is pixel
-    (stride j, stride i), so feature coordinates are pixels / stride.
-    """
-
-    def __init__(self, config: RealtimeConfig):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, config.stem, 5, 2, 2, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU()
-        )
-        widths = (config.stem, *config.stages)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                ResidualBlock(widths[i], widths[i + 1], 2),
-                *(
-                    ResidualBlock(widths[i + 1], widths[i + 1])
-                    for _ in range(config.blocks[i] - 1)
-                ),
-            )
-            for i in range(len(config.stages))
-        )
-        self.lateral = nn.ModuleList(nn.Conv2d(c, config.features, 1) for c in config.stages)
-        self.smooth = nn.ModuleList(
-            nn.Conv2d(config.features, config.features, 3, 1, 1) for _ in config.strides
-        )
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
-        x = self.stem(image / 127.5 - 1)
-        skips = []
-        for stage in self.stages:
-            x = stage(x)
-            skips.append(x)
-        top = self.lateral[-1](skips[-1])
-        features = []
-        for level in reversed(range(len(self.smooth))):
-            up = F.interpolate(
-                top, size=skips[level].shape[-2:], mode='bilinear', align_corners=False
-            )
-            top = self.lateral[level](skips[level]) + up
-            features.insert(0, unit(self.smooth[level](top).float()))
-        return features
+# The shape of the weights that were shipped before version 0.2.
+PYRAMID_CONFIG = RealtimeConfig(
+    encoder='pyramid', strides=(4, 8, 16), far_scale=64.0, motion_scale=8.0, image_scale=1
+)
 
 
 class Motion(NamedTuple):
@@ -136,6 +75,7 @@ class Motion(NamedTuple):
     velocity: Tensor  # px per frame
     visibility: Tensor  # probability
     confidence: Tensor  # probability
+    fit: Tensor  # correlation of the query's patch where it was aligned last
 
 
 class Estimate(NamedTuple):
@@ -260,8 +200,8 @@ class Masks(NamedTuple):
 
 
 def last_cell(level: Tensor) -> Tensor:
-    """x, y of the last cell of a map (..., h, w)."""
-    size = [level.shape[-1] - 1, level.shape[-2] - 1]
+    """x, y of the last cell of a map (..., h, w), at least 1: a map of one cell has no extent."""
+    size = [max(level.shape[-1] - 1, 1), max(level.shape[-2] - 1, 1)]
     return torch.tensor(size, dtype=level.dtype, device=level.device)
 
 
@@ -282,8 +222,8 @@ class Refiner(nn.Module):
         positions = (2 * config.radius + 1) ** 2
         # Per level and template: the window, its soft arg-max (2) and maximum. Per template: the
         # best place of the whole map (2), its score, and the score here. Place in the image (2),
-        # motion (4), probabilities (2).
-        inputs = levels * templates * (positions + 3) + templates * 4 + 8
+        # motion (4), probabilities (2), fit.
+        inputs = levels * templates * (positions + 3) + templates * 4 + 9
         self.embed = nn.Sequential(
             nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
@@ -321,7 +261,8 @@ class Refiner(nn.Module):
         maps: per level correlation maps (G F N, 2, h, w); past: per iteration (G, N, window - 1,
         cache_width).
         """
-        xy = motion.xy + self.config.momentum * motion.velocity
+        c = self.config
+        xy = motion.xy + c.momentum * motion.velocity
         best = self.best_places(maps, xy.shape)
         middle = last_cell(maps[0]) * (self.config.strides[0] / 2)
         normalise, read_out = self.head
@@ -329,7 +270,9 @@ class Refiner(nn.Module):
         for k in range(iterations):
             windows, moves = self.read(maps, xy)
             away = best.place - xy[..., None, :]
-            far = torch.cat([away / 64, best.score[..., None]], -1).clamp(-2, 2).flatten(-2)
+            far = (
+                torch.cat([away / c.far_scale, best.score[..., None]], -1).clamp(-2, 2).flatten(-2)
+            )
             here = windows.unflatten(-1, (len(maps), 2, -1))[..., 1, :, self.offsets.shape[0] // 2]
             inputs = torch.cat(
                 [
@@ -338,10 +281,11 @@ class Refiner(nn.Module):
                     far,
                     here,
                     (xy / middle - 1).clamp(-1.5, 1.5),
-                    (xy - motion.xy) / 8,
-                    motion.velocity / 8,
+                    (xy - motion.xy) / c.motion_scale,
+                    motion.velocity / c.motion_scale,
                     motion.visibility[..., None],
                     motion.confidence[..., None],
+                    motion.fit[..., None],
                 ],
                 -1,
             )
@@ -392,13 +336,105 @@ class Refiner(nn.Module):
         """
         fine, coarse = maps[1], maps[2]
         height, width = fine.shape[-2:]
-        level = (fine + F.interpolate(coarse, size=(height, width), mode='bilinear')) / 2
+        level = (fine + upsample(coarse)) / 2
         flat = level.flatten(2)
         share = (flat * self.config.far_sharpness).softmax(-1)
         axes = [torch.arange(n, dtype=level.dtype, device=level.device) for n in (width, height)]
         cells = torch.stack(torch.meshgrid(*axes, indexing='xy'), -1).view(-1, 2)
         place = share @ cells * self.config.strides[1]
         return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
+
+
+class Points(NamedTuple):
+    """What is kept of the points from one frame to the next, (B, M, ...)."""
+
+    age: Tensor  # frames since the point started, at most the window
+    xy: Tensor  # px
+    velocity: Tensor  # px per frame
+    visibility: Tensor  # probability, as the network uses it
+    confidence: Tensor  # the same
+    fit: Tensor  # correlation of the query's patch where it was aligned last
+    warp: Tensor  # (B, M, 2, 2), how the query's patch is deformed by now
+    template: Tensor  # (B, M, levels, C), features of the query
+    recent: Tensor  # the same of what the point looked like recently
+    patch: Tensor  # (B, M, resolutions, cells), grey patch of the query
+    recent_patch: Tensor  # the same of the last frame in which the point was held
+
+    @classmethod
+    def empty(
+        cls, model: RealtimeTracker, cameras: int, slots: int, device: str = 'cpu'
+    ) -> Points:
+        """No point has started yet."""
+        c, align = model.config, model.aligner
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(cameras, slots, *shape, device=device)
+
+        features = len(c.strides), c.features
+        patch = len(align.config.spacing), align.cells
+        age = torch.zeros(cameras, slots, dtype=torch.int32, device=device)
+        return cls(
+            age, zeros(2), zeros(2), zeros(), zeros(), zeros(), zeros(2, 2),
+            zeros(*features), zeros(*features), zeros(*patch), zeros(*patch),
+        )  # fmt: skip
+
+    def started(self, query: Tensor, xy: Tensor, template: Tensor) -> Points:
+        """With the queried slots (B, M) bool begun anew at xy (B, M, 2) px with templates
+        (B, M, levels, C); `advance_frame` cuts their patches.
+        """
+
+        def put(new: Tensor | float, old: Tensor) -> Tensor:
+            mask = query.view(*query.shape, *(1,) * (old.ndim - 2))
+            return torch.where(mask, new, old)
+
+        return Points(
+            age=self.age * ~query,
+            xy=put(xy, self.xy),
+            velocity=put(0.0, self.velocity),
+            visibility=put(1.0, self.visibility),
+            confidence=put(1.0, self.confidence),
+            fit=put(1.0, self.fit),
+            warp=put(torch.eye(2, dtype=xy.dtype, device=xy.device), self.warp),
+            template=put(template, self.template),
+            recent=put(template, self.recent),
+            patch=self.patch,
+            recent_patch=self.recent_patch,
+        )
+
+    @property
+    def motion(self) -> Motion:
+        """With an axis for the one frame, (B, 1, M, ...)."""
+        parts = self.xy, self.velocity, self.visibility, self.confidence, self.fit
+        return Motion(*(x[:, None] for x in parts))
+
+
+class Aligned(NamedTuple):
+    """What the grey patches say about a frame. xy (B, M, 2) px, aligned where a patch fits;
+    held (B, M) bool, whether one does; warp as in `Points`; fits (B, M, 3): of the query's and
+    of the recent patch near the estimate, and of the query's at its best place, which is
+    `best` (B, M, 2) px.
+    """
+
+    xy: Tensor
+    held: Tensor
+    warp: Tensor
+    fits: Tensor
+    best: Tensor
+
+
+class Advanced(NamedTuple):
+    """A frame's result: what is shown, (B, M) probabilities beside `points.xy`; the points for
+    the next frame; the new caches; and what the read-outs were given, (B, M, ...).
+    """
+
+    visibility: Tensor
+    confidence: Tensor
+    points: Points
+    past: list[Tensor]
+    calibration_features: Tensor
+    redetection_features: Tensor
+    network: Estimate  # xy as aligned, before redetection; logits without calibration
+    best: Tensor  # (B, M, 2) px, where a lost point would be taken to
 
 
 class RealtimeTracker(nn.Module):
@@ -411,15 +447,17 @@ class RealtimeTracker(nn.Module):
         if any(n % 32 for n in image_size):
             raise ValueError(f'image size {image_size} must be multiples of 32')
         self.config, self.image_size = config, image_size
-        self.encoder = PyramidEncoder(config)
+        self.encoder = ENCODERS[config.encoder](config.features)
         self.refiner = Refiner(config)
+        self.aligner = PatchAligner(AlignmentConfig(), image_size, config.image_scale)
         # What is added to the logits of visibility and confidence on the way out only: training
         # balances the answers, and the tracker goes on from what it was trained with. It is
         # fitted when training ends.
-        self.calibration = nn.Linear(config.width + 2, 2).requires_grad_(False)
+        levels = len(config.strides)
+        self.calibration = nn.Linear(config.width + 8 + levels, 2).requires_grad_(False)
         # Whether a lost point is back, where its first template fits best: a logit, fitted
         # likewise.
-        self.redetection = nn.Linear(config.width + 8, 1).requires_grad_(False)
+        self.redetection = nn.Linear(config.width + 14, 1).requires_grad_(False)
         for fitted in (self.calibration, self.redetection):
             nn.init.zeros_(fitted.weight)
             nn.init.zeros_(fitted.bias)
@@ -430,11 +468,20 @@ class RealtimeTracker(nn.Module):
         # Its probabilities are calibrated: visible is what is so more likely than not.
         rule = VisibleRule(0.5)
         return ModelFacts(
-            name='realtime', image_size=self.image_size, image_scale=1,
+            name='realtime', image_size=self.image_size, image_scale=self.config.image_scale,
             window=self.config.window, iterations=self.config.iterations, resize='edges',
             visible=rule, visible_whole=rule, sliding=False, causal=True, support_grid=0,
             not_streamable='', origin=self.origin,
         )  # fmt: skip
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Features (B, C, H/s, W/s), fine to coarse, of pictures (B, h, w, 3) uint8 RGB of
+        `image_scale` times the model's size.
+        """
+        picture = image.permute(0, 3, 1, 2).float()
+        if self.config.image_scale > 1:
+            picture = F.avg_pool2d(picture, self.config.image_scale)
+        return self.encoder(picture)
 
     def correlate(self, features: list[Tensor], templates: Tensor) -> list[Tensor]:
         """Correlation maps of templates (G, F, N, 2, levels, C) with features (G F, C, h, w):
@@ -457,7 +504,7 @@ class RealtimeTracker(nn.Module):
         ]
         return F.normalize(torch.stack(out, 2), dim=-1)
 
-    def remember(
+    def update_template(
         self, recent: Tensor, now: Tensor, visibility: Tensor, confidence: Tensor
     ) -> Tensor:
         """The recent template follows what is seen, as far as the point is believed visible;
@@ -466,38 +513,150 @@ class RealtimeTracker(nn.Module):
         trust = (visibility * confidence)[..., None, None]
         return F.normalize(recent + self.config.update * trust * (now - recent), dim=-1)
 
-    def evidence(self, token: Tensor, xy: Tensor) -> Tensor:
-        """What calibration reads, (..., D + 2): the last tokens (..., D), and how far xy (..., 2)
-        px is inside the picture, up to 16 and up to 64 px: a token knows where its search began,
-        not where it ended.
+    def align(self, pictures: list[Tensor], points: Points, xy: Tensor, best: Tensor) -> Aligned:
+        """Align the patches near the estimate xy and at the best place (B, M, 2) px of the whole
+        frame, all in one batch.
         """
+        c = self.config
+        unity = torch.eye(2, dtype=xy.dtype, device=xy.device).expand_as(points.warp)
+        found = self.aligner.align(
+            pictures,
+            torch.cat([points.patch, points.recent_patch], 1),
+            torch.cat([xy, xy, best], 1),
+            torch.cat([points.warp, unity, points.warp], 1),
+        )
+        query, recent, back = (
+            found._make(x) for x in zip(*(x.chunk(3, 1) for x in found), strict=True)
+        )
+        by_query = (query.fit > c.query_fit) & ((query.xy - xy).norm(dim=-1) < c.nearby)
+        by_recent = (recent.fit > c.recent_fit) & ((recent.xy - xy).norm(dim=-1) < c.nearby)
+        place = torch.where(by_recent[..., None], recent.xy, xy)
+        bent = self.aligner.deform(pictures, points.patch, query.xy, points.warp)
+        area = bent[..., 0, 0] * bent[..., 1, 1] - bent[..., 0, 1] * bent[..., 1, 0]
+        bending = by_query & (area > 0.15) & (area < 6)
+        return Aligned(
+            torch.where(by_query[..., None], query.xy, place),
+            by_query | by_recent,
+            torch.where(bending[..., None, None], bent, points.warp),
+            torch.stack([query.fit, recent.fit, back.fit], -1),
+            torch.where((back.fit > c.query_fit)[..., None], back.xy, best),
+        )
+
+    def inside(self, xy: Tensor) -> Tensor:
+        """How far xy (..., 2) px is inside the picture, up to 16 and up to 64 px: (..., 2)."""
         height, width = self.image_size
         far = torch.tensor([width - 1, height - 1], dtype=xy.dtype, device=xy.device)
         inside = torch.minimum(xy, far - xy).amin(-1, keepdim=True)
-        return torch.cat([token, (inside / 8).clamp(-2, 2), (inside / 32).clamp(-2, 2)], -1)
+        return torch.cat([(inside / 8).clamp(-2, 2), (inside / 32).clamp(-2, 2)], -1)
 
-    def clues(
-        self, token: Tensor, best: BestPlaces, xy: Tensor, template: Tensor, now: Tensor
+    def calibration_features(
+        self, token: Tensor, aligned: Aligned, template: Tensor, now: Tensor
     ) -> Tensor:
-        """What redetection reads, (..., D + 8): the last tokens (..., D); how well the first
-        template (..., levels, C) fits at its best place and at xy (..., 2) px, where the picture
-        is `now` (..., levels, C); how far that place is from xy, and from the recent template's.
+        """What calibration reads, (..., D + 8 + levels): the last tokens (..., D); how far
+        inside the picture the point is; how well its patches fit, and whether one was taken; how
+        alike its first template (..., levels, C) and the picture there (..., levels, C) are.
+        """
+        query, recent, _ = aligned.fits.unbind(-1)
+        fits = [
+            2 * query, 4 * (query - 0.7).clamp(min=0), 8 * (query - 0.9).clamp(min=0),
+            2 * recent, 4 * (recent - 0.8).clamp(min=0), aligned.held.to(query.dtype),
+        ]  # fmt: skip
+        alike = 2 * (template * now).sum(-1)
+        return torch.cat([token, self.inside(aligned.xy), torch.stack(fits, -1), alike], -1)
+
+    def redetection_features(
+        self, token: Tensor, best: BestPlaces, aligned: Aligned, template: Tensor, now: Tensor
+    ) -> Tensor:
+        """What redetection reads, (..., D + 14): the last tokens (..., D); how well the first
+        template (..., levels, C) fits at its best place and at the estimate, where the picture is
+        `now` (..., levels, C); how far that place is from the estimate, and from the recent
+        template's; and how well the patches fit.
         """
         place, score = best.place[..., 0, :], best.score[..., 0]
-        here = (template * now).sum(-1)[..., 1:].mean(-1)  # at the strides of the best places
-        away = (place - xy).norm(dim=-1)
+        here = (template * now).sum(-1)[..., 1:].mean(-1)
+        away = (place - aligned.xy).norm(dim=-1)
         apart = (place - best.place[..., 1, :]).norm(dim=-1)
+        query, recent, back = aligned.fits.unbind(-1)
         hints = [
             4 * score, 4 * here, 4 * (score - 0.8).clamp(min=0), 4 * (score - 0.9).clamp(min=0),
             (away / 16).clamp(max=2), (away / 64).clamp(max=2),
             (apart / 16).clamp(max=2), (apart / 64).clamp(max=2),
+            2 * back, 4 * (back - 0.6).clamp(min=0), 8 * (back - 0.8).clamp(min=0),
+            2 * query, 2 * recent, 2 * (back - query),
         ]  # fmt: skip
         return torch.cat([token, torch.stack(hints, -1)], -1)
 
-    def redetect(self, clues: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether points are taken to their best places, (...) bool, and the logit of that."""
-        logit = self.redetection(clues)[..., 0]
-        return logit > math.log(self.config.sure / (1 - self.config.sure)), logit
+    def advance_frame(
+        self,
+        features: list[Tensor],
+        pictures: list[Tensor],
+        points: Points,
+        past: list[Tensor],
+        here: Tensor,
+        live: Tensor,
+    ) -> Advanced:
+        """Track points into a new frame; one refinement for every cache in `past`.
+
+        features per level (B, C, h, w); pictures as `PatchAligner.pictures`; here (B, M) bool:
+        queried in this very frame, so that a point is where it was put; live (B, M) bool. A point
+        of age 0 has no patch yet: it is cut where the point is found in this frame.
+        """
+        c, new = self.config, points.age == 0
+        templates = torch.stack([points.template, points.recent], 2)
+        maps = self.correlate(features, templates[:, None])
+        masks = Masks.build(points.age[:, None], live[:, None], c.window)
+        refined = self.refiner(maps, points.motion, masks, past, len(past))
+        estimate, visibility, confidence = (x[:, 0] for x in refined.estimates[-1])
+        token, best = refined.token[:, 0], BestPlaces(*(x[:, 0] for x in refined.best))
+
+        aligned = self.align(pictures, points, estimate, best.place[..., 0, :])
+        xy = torch.where(new[..., None], estimate, aligned.xy)
+        xy = torch.where(here[..., None], points.xy, xy)
+        aligned = aligned._replace(
+            xy=xy,
+            held=aligned.held | new,
+            warp=torch.where(new[..., None, None], points.warp, aligned.warp),
+            fits=torch.where(new[..., None], 1.0, aligned.fits),
+        )
+        now = self.describe(features, xy)
+        calibration = self.calibration_features(token, aligned, points.template, now)
+        redetection = self.redetection_features(token, best, aligned, points.template, now)
+        shift = self.calibration(calibration)
+        found = self.redetection(redetection)[..., 0]
+        threshold = c.redetection_threshold
+        back = (found > math.log(threshold / (1 - threshold))) & ~new
+        network = Estimate(xy, visibility, confidence)
+
+        xy = torch.where(back[..., None], aligned.best, xy)
+        now = torch.where(back[..., None, None], points.template, now)
+        patch = self.aligner.cut(pictures, xy)
+
+        def probability(logit: Tensor) -> Tensor:
+            return torch.where(here, 1.0, torch.where(back, found, logit).sigmoid())
+
+        shown = [
+            torch.where(live, probability(logit + shift[..., k]), 0.0)
+            for k, logit in enumerate((visibility, confidence))
+        ]
+        visibility, confidence = probability(visibility), probability(confidence)
+        renewed = self.update_template(points.recent, now, visibility, confidence)
+        keep = aligned.held & (visibility > 0.5) | back | new
+        following = Points(
+            age=(points.age + 1).clamp(max=c.window),
+            xy=xy,
+            velocity=(xy - points.xy) * ~(here | back)[..., None],
+            visibility=visibility,
+            confidence=confidence,
+            fit=torch.where(back, aligned.fits[..., 2], aligned.fits[..., 0]),
+            warp=aligned.warp,
+            template=points.template,
+            recent=torch.where(back[..., None, None], points.template, renewed),
+            patch=torch.where(new[..., None, None], patch, points.patch),
+            recent_patch=torch.where(keep[..., None, None], patch, points.recent_patch),
+        )
+        return Advanced(
+            *shown, following, refined.past, calibration, redetection, network, aligned.best
+        )
 
     @torch.no_grad()
     def track(self, video: Tensor, queries: Tensor, iterations: int | None = None) -> Tracks:
@@ -506,12 +665,17 @@ class RealtimeTracker(nn.Module):
 
         Before a point's query frame: the query position, visibility and confidence 0.
         """
+        from cotracker_ros.model.realtime_step import RealtimeStep
+
         step = RealtimeStep(self, iterations or self.config.iterations)
+        picture_size = [n * step.image_scale for n in self.image_size]
         count, state = len(queries), step.initial_state(1, len(queries))
         state = {name: value.to(video.device) for name, value in state.items()}
         age = torch.zeros(1, count, dtype=torch.int32, device=video.device)
         rows = []
         for t, frame in enumerate(video):
+            if step.image_scale > 1:
+                frame = F.interpolate(frame[None].float(), size=picture_size, mode='bilinear')[0]
             image = frame.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)[None]
             begun, now = (queries[None, :, 0] <= t), (queries[None, :, 0] == t)
             inputs = {
@@ -524,153 +688,25 @@ class RealtimeTracker(nn.Module):
         return Tracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
 
 
-class RealtimeStep(Step):
-    """The tracker on a stream, see Step."""
-
-    rings = ('features',)
-
-    def __init__(self, model: RealtimeTracker, iterations: int | None = None):
-        super().__init__()
-        self.model = model
-        self.image_size = model.image_size
-        self.window = model.config.window
-        self.iterations = iterations or model.config.iterations
-        self.sizes = [tuple(n // s for n in self.image_size) for s in model.config.strides]
-
-    def initial_state(self, cameras: int, slots: int) -> dict[str, Tensor]:
-        """Zeros: an empty stream."""
-        c, cells = self.model.config, sum(height * width for height, width in self.sizes)
-        # Half precision is exact enough for unit vectors.
-        ring = torch.zeros(c.window, cameras, cells, c.features, dtype=torch.float16)
-        state = {
-            'frame': torch.zeros(1, dtype=torch.int64),  # row of the ring for the new frame
-            'features': ring,  # of the last frames, for queries of an older one
-            'age': torch.zeros(
-                cameras, slots, dtype=torch.int32
-            ),  # frames since the point started, at most the window
-            'xy': torch.zeros(cameras, slots, 2),
-            'velocity': torch.zeros(cameras, slots, 2),
-            'visibility': torch.zeros(cameras, slots),
-            'confidence': torch.zeros(cameras, slots),
-            'template': torch.zeros(cameras, slots, len(c.strides), c.features),
-            'recent': torch.zeros(cameras, slots, len(c.strides), c.features),
-        }
-        for k in range(self.iterations):
-            state[f'past{k}'] = torch.zeros(
-                cameras, slots, c.window - 1, self.model.refiner.cache_width
-            )
-        return state
-
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """See Step."""
-        image, query_xy = inputs['image'], inputs['query_xy']
-        query, query_age, live = inputs['query'], inputs['query_age'], inputs['live']
-        c, model = self.model.config, self.model
-        features = model.encoder(image.permute(0, 3, 1, 2).float())
-        # A row of channels for each cell, all levels in one list: a point is read as a few rows.
-        rows = [feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features]
-        cells = torch.cat(rows, 1)
-        features = [
-            row.transpose(1, 2).unflatten(2, size)
-            for row, size in zip(rows, self.sizes, strict=True)
-        ]
-
-        # Start queried points from the frame they were seen in.
-        first = self.describe_past(cells, state, query_xy, query_age)
-        template = torch.where(query[..., None, None], first, state['template'])
-        recent = torch.where(query[..., None, None], first, state['recent'])
-        restart = ~query
-        start = Motion(
-            torch.where(query[..., None], query_xy, state['xy'])[:, None],
-            (state['velocity'] * restart[..., None])[:, None],
-            torch.where(query, 1.0, state['visibility'])[:, None],
-            torch.where(query, 1.0, state['confidence'])[:, None],
-        )
-        age = state['age'] * restart
-
-        maps = model.correlate(features, torch.stack([template, recent], 2)[:, None])
-        masks = Masks.build(age[:, None], live[:, None], c.window)
-        past = [state[f'past{k}'] for k in range(self.iterations)]
-        estimates, past, token, best = model.refiner(maps, start, masks, past, self.iterations)
-        xy, visibility, confidence = (x[:, 0] for x in estimates[-1])
-        token, best = token[:, 0], BestPlaces(*(x[:, 0] for x in best))
-        # In its own frame a point is where it was asked for; a lost one that is back starts anew.
-        here = query & (query_age == 0)
-        xy = torch.where(here[..., None], query_xy, xy)
-        now = self.describe(cells, xy)
-        correction = model.calibration(model.evidence(token, xy)).unbind(-1)
-        back, found = model.redetect(model.clues(token, best, xy, template, now))
-        back = back & ~query
-        xy = torch.where(back[..., None], best.place[..., 0, :], xy)
-        velocity = (xy - start.xy[:, 0]) * ~(here | back)[..., None]
-
-        def probability(logit: Tensor) -> Tensor:
-            return torch.where(here, 1.0, torch.where(back, found, logit).sigmoid())
-
-        shown = [
-            torch.where(live, probability(logit + shift), 0.0)
-            for logit, shift in zip((visibility, confidence), correction, strict=True)
-        ]
-        visibility, confidence = probability(visibility), probability(confidence)
-        recent = model.remember(recent, now, visibility, confidence)
-        recent = torch.where(back[..., None, None], template, recent)
-
-        used = live.float()
-        xy, visibility, confidence = xy * used[..., None], visibility * used, confidence * used
-        following = {
-            'frame': (state['frame'] + 1) % c.window,
-            'features': cells[None].half(),
-            'age': (age + 1).clamp(max=c.window),
-            'xy': xy,
-            'velocity': velocity * used[..., None],
-            'visibility': visibility,
-            'confidence': confidence,
-            'template': template,
-            'recent': recent,
-            **{f'past{k}': cache for k, cache in enumerate(past)},
-        }
-        return {'xy': xy, 'visibility': shown[0], 'confidence': shown[1]}, following
-
-    def describe(self, cells: Tensor, xy: Tensor) -> Tensor:
-        """Templates (B, M, levels, C) at xy (B, M, 2) px, from the rows of a frame (B, P, C)."""
-        camera = torch.arange(cells.shape[0], device=xy.device)[:, None]
-        return self.mix(cells.flatten(0, 1), camera, xy)
-
-    def describe_past(self, cells: Tensor, state: dict[str, Tensor], xy: Tensor, age: Tensor):
-        """Templates (B, M, levels, C) at xy (B, M, 2) px in the frame `age` (B, M) frames ago."""
-        cameras = cells.shape[0]
-        camera = torch.arange(cameras, device=xy.device)[:, None]
-        row = (state['frame'] - age) % self.window
-        past = self.mix(state['features'].flatten(0, 2), row * cameras + camera, xy)
-        return torch.where((age == 0)[..., None, None], self.describe(cells, xy), past)
-
-    def mix(self, rows: Tensor, frame: Tensor, xy: Tensor) -> Tensor:
-        """Bilinear templates (B, M, levels, C) from rows (frames P, C), `frame` (B, M) of each."""
-
-        def number(values, dtype):
-            return torch.tensor(values, dtype=dtype, device=xy.device)
-
-        widths = number([width for _, width in self.sizes], torch.int64)
-        counts = [height * width for height, width in self.sizes]
-        offsets = number([sum(counts[:k]) for k in range(len(counts))], torch.int64)
-        last = number([(width - 1, height - 1) for height, width in self.sizes], xy.dtype)
-        strides = number(self.model.config.strides, xy.dtype)
-        place = torch.minimum((xy[..., None, :] / strides[:, None]).clamp(min=0), last)
-        corner = torch.minimum(place.floor(), last - 1)  # (B, M, levels, 2)
-        part = place - corner
-        x, y = corner.long().unbind(-1)
-        base = frame[..., None] * sum(counts) + offsets + y * widths + x
-        index = torch.stack([base, base + 1, base + widths, base + widths + 1], -1)
-        (right, down), (left, up) = part.unbind(-1), (1 - part).unbind(-1)
-        weight = torch.stack([left * up, right * up, left * down, right * down], -1)
-        four = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
-        return F.normalize((four.to(xy.dtype) * weight[..., None]).sum(-2), dim=-1)
-
-
-def build_realtime(image_size: tuple[int, int] = (320, 512), **changes: Any) -> RealtimeTracker:
+def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:
     """The shipped shape, but for `changes` of its configuration, with fresh weights; image size
-    (H, W) px, multiples of 32.
+    (H, W) px, multiples of 32. `encoder='pyramid'` is the shape of the first weights.
     """
-    return RealtimeTracker(RealtimeConfig(**changes), image_size)
+    config = PYRAMID_CONFIG if changes.get('encoder') == 'pyramid' else RealtimeConfig()
+    size = (320, 512) if config.encoder == 'pyramid' else (224, 352)
+    return RealtimeTracker(replace(config, **changes), image_size or size)
+
+
+def encoder_of(state: dict[str, Tensor]) -> str:
+    """Which of ENCODERS a state dict belongs to."""
+    return 'lite0' if any('.depthwise.' in key for key in state) else 'pyramid'
+
+
+def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of before version 0.2 with zeros for the inputs that layers have gained."""
+    state = dict(state)
+    for key in ('refiner.embed.0.weight', 'calibration.weight', 'redetection.weight'):
+        if key in state and key in expected:
+            missing = expected[key].shape[1] - state[key].shape[1]
+            state[key] = F.pad(state[key], (0, max(0, missing)))
+    return state

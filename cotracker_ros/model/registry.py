@@ -14,7 +14,8 @@ from torch import nn
 
 from cotracker_ros.model.config import VARIANTS
 from cotracker_ros.model.cotracker import CoTracker
-from cotracker_ros.model.realtime import RealtimeConfig, RealtimeStep, build_realtime
+from cotracker_ros.model.realtime import RealtimeConfig, build_realtime
+from cotracker_ros.model.realtime_step import RealtimeStep
 from cotracker_ros.model.step import Step, WindowedStep
 
 

@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from cotracker_ros.geometry import rescale
+from cotracker_ros.streaming.image import resize
 from train.data.augment import augment
 from train.data.batch import BatchConfig, Clips
 from train.data.clip import Clip, DataError
 from train.data.mixture import Mixture, Source
 from train.data.readers.kubric import kubric_sequences, read_kubric
 from train.data.readers.pseudo_labels import PseudoLabels
+from train.data.synthetic.photo_scenes import PhotoScenes, video_cutouts
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
 from train.data.synthetic.textures import read_photographs
 
@@ -141,6 +145,43 @@ class RecordedSource:
         return Clips(video, tracks, visible, query_frame, known=known)
 
 
+class PhotoSource:
+    """Scenes of real pixels (synthetic/photo_scenes.py)."""
+
+    name = 'photo'
+
+    def __init__(self, scenes: PhotoScenes, batch: BatchConfig):
+        self.scenes, self.config = scenes, batch
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run."""
+        cv2.setNumThreads(0)  # threads of OpenCV do not survive the fork of a worker
+        count = self.config.clips
+        parts = [self.scenes.clip(index * count + k, self.config.points) for k in range(count)]
+        return Clips(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
+
+
+class Fitted:
+    """A source whose pictures are resized to `scale` times the model's `size` (H, W) px, edges to
+    edges, and whose tracks come in model pixels.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], scale: int):
+        self.source, self.name = source, source.name
+        self.size, self.picture_size = size, (scale * size[0], scale * size[1])
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run."""
+        clips = self.source.batch(index)
+        size = tuple(clips.video.shape[2:4])
+        if size != self.picture_size:
+            clips.video = torch.from_numpy(
+                np.stack([[resize(f, self.picture_size) for f in v] for v in clips.video.numpy()])
+            )
+        clips.tracks = rescale(clips.tracks, size, self.size)
+        return clips
+
+
 def procedural(config: TrainConfig, seed: int, device: str) -> Source:
     """Build the source that renders; ValueError where the photographs cannot be read."""
     textures = read_photographs(config.textures)
@@ -164,17 +205,32 @@ def pseudo_labels(config: TrainConfig, seed: int, device: str) -> Source:
     )
 
 
+def photo(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source of real pixels; ValueError where photographs or videos cannot be read."""
+    textures = read_photographs(config.textures)
+    scenes = PhotoScenes(config.photo, textures, video_cutouts(config.videos), seed)
+    return PhotoSource(scenes, config.batch)
+
+
 # By the names of the YAML's `sources`. A builder takes the run's settings, the seed and the
 # device to render on ('cpu' where other processes make the batches).
 SOURCES: dict[str, Callable[[TrainConfig, int, str], Source]] = {
     'procedural': procedural,
+    'photo': photo,
     'kubric': kubric,
     'pseudo_labels': pseudo_labels,
 }
 
 
-def mixture(config: TrainConfig, seed: int, device: str = 'cpu') -> Mixture:
-    """Build the mixture that a run learns from. Raises ValueError or DataError for a source that
+def mixture(
+    config: TrainConfig,
+    seed: int,
+    device: str = 'cpu',
+    size: tuple[int, int] | None = None,
+    scale: int = 1,
+) -> Mixture:
+    """Build the mixture that a run learns from, in pictures of `scale` times the model's `size`
+    (H, W), by default as the sources give them. Raises ValueError or DataError for a source that
     does not exist, or whose files cannot be used.
     """
     unknown = config.sources.keys() - SOURCES.keys()
@@ -184,4 +240,6 @@ def mixture(config: TrainConfig, seed: int, device: str = 'cpu') -> Mixture:
         if folder and name not in config.sources:
             raise ValueError(f'{folder} is named, but sources gives {name} no share')
     sources = [SOURCES[name](config, seed, device) for name in config.sources]
+    if size is not None and (scale > 1 or size != config.scene.size or 'photo' in config.sources):
+        sources = [Fitted(source, size, scale) for source in sources]
     return Mixture(sources, list(config.sources.values()))

@@ -50,19 +50,21 @@ class ContrastiveObjective(Objective):
         """The pretrained trunk, where the encoder says it has one, and the rest."""
         c = self.config
         trunk = [p for part in getattr(self.model.encoder, 'trunk', ()) for p in part.parameters()]
-        if not c.contrastive.trunk_rate:
-            for parameter in trunk:
-                parameter.requires_grad_(False)
+        learned = set(getattr(self.model.encoder, 'learned_trunk', trunk))
+        for parameter in trunk:
+            parameter.requires_grad_(parameter in learned and c.contrastive.trunk_rate > 0)
         known = set(trunk)
         rest = [p for p in self.model.encoder.parameters() if p not in known]
         groups = [{'params': [*rest, self.scale], 'peak': c.lr}]
         if trunk:
-            groups.append({'params': trunk, 'peak': c.lr * c.contrastive.trunk_rate})
+            learning = [p for p in trunk if p.requires_grad]
+            groups.append({'params': learning, 'peak': c.lr * c.contrastive.trunk_rate})
         return groups
 
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """The loss, and by stride the share of points placed within 1.5 cells."""
-        features = [f.flatten(0, 1) for f in encode(self.model.encoder, clips.video)]
+        maps = encode(self.model.encoder, clips.video, self.model.config.image_scale)
+        features = [f.flatten(0, 1) for f in maps]
         scale = self.scale.exp().clamp_max(self.config.contrastive.sharpest)
         loss, hits = matching_loss(
             features, clips.tracks, clips.visible, clips.query_frame, self.strides, scale

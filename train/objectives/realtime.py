@@ -9,6 +9,7 @@ more, with gradient.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from cotracker_ros.model.realtime import (
-    BestPlaces,
+    Estimate,
     Masks,
     Motion,
-    PyramidEncoder,
+    Points,
     RealtimeTracker,
     Refined,
 )
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from train.config import TrainConfig
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
-LOST = 20.0  # px, how far off a point is that redetection should bring back
+LOST = 10.0  # px, how far off a point is that redetection should bring back
 PRIOR = 1e-4  # of calibration against no correction, per squared weight
 
 
@@ -45,8 +47,8 @@ class RealtimeRecipe:
 
     # chance per frame and point that the search starts near the truth; 1 during warm-up, unless
     # the run goes on from trained weights
-    lead: float = 0.15
-    drift: tuple[float, float] = (0.3, 8.0)  # px, how far off such a start is, log-uniform
+    teacher_forcing: float = 0.15
+    teacher_noise: tuple[float, float] = (0.3, 8.0)  # px off such a start is, log-uniform
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
     calibration: int = (
@@ -61,16 +63,20 @@ class RealtimeObjective(Objective):
 
     def __init__(self, model: nn.Module, config: TrainConfig):
         super().__init__(model.eval(), config)
-        model.encoder.requires_grad_(config.realtime.fresh > 0)
+        learns = config.realtime.fresh > 0
+        model.encoder.requires_grad_(learns)
+        # Where the encoder does not learn it is folded once; in a tuple, so that it is no
+        # submodule with weights of its own.
+        self.encoder = (model.encoder,) if learns else (folded(model.encoder),)
 
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """The losses of a batch and measures of the result."""
         c = self.config
-        lead = 1.0 if step < c.warmup and not c.start else c.realtime.lead
+        forced = 1.0 if step < c.warmup and not c.start else c.realtime.teacher_forcing
         seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
         clips = clips.with_support(c.batch.support)
         return realtime_losses(
-            self.model, clips, c.iterations, c.loss, c.realtime, lead, seeds, step
+            self.model, *self.encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
         )
 
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
@@ -81,45 +87,49 @@ class RealtimeObjective(Objective):
         calibrate(model, tqdm(islice(batches, count), 'calibrating', count), self.config.loss)
 
 
-class Recorded(NamedTuple):
-    """What every frame's search started from: Motion and recent templates (G, F, N, levels, C),
-    age (G, F, N).
+class Rollout(NamedTuple):
+    """What every frame's search started from: Motion and templates (G, F, N, levels, C), age
+    (G, F, N); and what it came to, see `Advanced`.
     """
 
     motion: Motion
     template: Tensor
     recent: Tensor
     age: Tensor
+    network: Estimate
+    best: Tensor
+    calibration_features: Tensor
+    redetection_features: Tensor
 
 
-class Leads(NamedTuple):
-    """Starts of searches near the truth: whether (G, F, N), and how far off place and velocity
-    are, (G, F, N, 2) px.
+class TeacherForcing(NamedTuple):
+    """Searches that start near the truth: which (G, F, N) bool, and how far off place and
+    velocity are, (G, F, N, 2) px.
     """
 
-    led: Tensor
-    error: Tensor
-    slip: Tensor
+    mask: Tensor
+    xy_noise: Tensor
+    velocity_noise: Tensor
 
     @classmethod
     def draw(
-        cls, clips: Clips, lead: float, drift: tuple[float, float], seeds: list[int]
-    ) -> Leads:
+        cls, clips: Clips, probability: float, noise: tuple[float, float], seeds: list[int]
+    ) -> TeacherForcing:
         """One seed for each clip, so that a clip's numbers do not depend on its batch."""
         count, frames, points = clips.visible.shape
-        device, (low, high) = clips.video.device, drift
+        device, (low, high) = clips.video.device, noise
         parts = []
         for seed in seeds[:count]:
             rng = torch.Generator(device).manual_seed(seed)
-            led = torch.rand(frames, points, generator=rng, device=device) < lead
+            mask = torch.rand(frames, points, generator=rng, device=device) < probability
             off = torch.rand(frames, points, 1, generator=rng, device=device)
             off = low * (high / low) ** off  # small for most points
-            noise = torch.randn(2, frames, points, 2, generator=rng, device=device)
-            parts.append((led, off * noise[0], 0.5 * off * noise[1]))
-        led, error, slip = (torch.stack(x) for x in zip(*parts, strict=True))
+            noises = torch.randn(2, frames, points, 2, generator=rng, device=device)
+            parts.append((mask, off * noises[0], 0.5 * off * noises[1]))
+        mask, xy_noise, velocity_noise = (torch.stack(x) for x in zip(*parts, strict=True))
         # Only from a truth that is known, of the two frames before.
-        known = torch.cat([torch.ones_like(led[:, :2]), clips.known], 1)
-        return cls(led & known[:, 1:-1] & known[:, :-2], error, slip)
+        known = torch.cat([torch.ones_like(mask[:, :2]), clips.known], 1)
+        return cls(mask & known[:, 1:-1] & known[:, :-2], xy_noise, velocity_noise)
 
 
 def has_bfloat16(device: str) -> bool:
@@ -127,10 +137,24 @@ def has_bfloat16(device: str) -> bool:
     return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def encode(encoder: PyramidEncoder, video: Tensor) -> list[Tensor]:
-    """Features of frames (G, F, H, W, 3) uint8, per level (G, F, C, h, w)."""
+def folded(encoder: nn.Module) -> nn.Module:
+    """A copy for inference: batch norms that directly follow a convolution are part of it."""
+    encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+    for part in encoder.modules():
+        if isinstance(part, nn.Sequential):
+            for i in range(len(part) - 1):
+                if isinstance(part[i], nn.Conv2d) and isinstance(part[i + 1], nn.BatchNorm2d):
+                    part[i] = fuse_conv_bn_eval(part[i], part[i + 1])
+                    part[i + 1] = nn.Identity()
+    return encoder.to(memory_format=torch.channels_last)
+
+
+def encode(encoder: nn.Module, video: Tensor, image_scale: int = 1) -> list[Tensor]:
+    """Features of pictures (G, F, H, W, 3) uint8, per level (G, F, C, h, w)."""
     device = video.device.type
     image = video.flatten(0, 1).movedim(-1, 1).float()
+    if image_scale > 1:
+        image = F.avg_pool2d(image, image_scale)
     with torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device)):
         features = encoder(image.contiguous(memory_format=torch.channels_last))
     return [f.contiguous().unflatten(0, video.shape[:2]) for f in features]
@@ -138,61 +162,52 @@ def encode(encoder: PyramidEncoder, video: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def roll_out(
-    model: RealtimeTracker, features: list[Tensor], clips: Clips, leads: Leads, iterations: int
-) -> Recorded:
-    """Run through the clips as on a stream; led searches start near the truth instead."""
-    count, frames, points = clips.visible.shape
-    device, window = clips.video.device, model.config.window
-    past = [
-        torch.zeros(count, points, window - 1, model.refiner.cache_width, device=device)
-        for _ in range(iterations)
-    ]
-    xy = velocity = torch.zeros(count, points, 2, device=device)
-    visibility = confidence = torch.zeros(count, points, device=device)
-    template = recent = torch.zeros(
-        count, points, len(features), model.config.features, device=device
-    )
-    rows = []
+    model: RealtimeTracker,
+    features: list[Tensor],
+    clips: Clips,
+    forcing: TeacherForcing,
+    iterations: int,
+) -> Rollout:
+    """Run through the clips as on a stream; forced searches start near the truth instead."""
+    count, frames, points_count = clips.visible.shape
+    device = clips.video.device
+    cache = (count, points_count, model.config.window - 1, model.refiner.cache_width)
+    past = [torch.zeros(cache, device=device) for _ in range(iterations)]
+    points = Points.empty(model, count, points_count, device)
+    starts, results = [], []
     for t in range(frames):
         now, begun = clips.query_frame == t, clips.query_frame <= t
         here, before = clips.tracks[:, t], clips.tracks[:, max(t - 1, 0)]
         earlier = clips.tracks[:, max(t - 2, 0)]
         current = [f[:, t] for f in features]
-        led = (leads.led[:, t] & begun & ~now)[..., None]
-        xy = torch.where(led, before + leads.error[:, t], xy)
-        velocity = torch.where(led, before - earlier + leads.slip[:, t], velocity)
-        first = model.describe(current, here)
-        xy, velocity = torch.where(now[..., None], here, xy), velocity * ~now[..., None]
-        template = torch.where(now[..., None, None], first, template)
-        recent = torch.where(now[..., None, None], first, recent)
-        visibility = torch.where(now, 1.0, visibility)
-        confidence = torch.where(now, 1.0, confidence)
-        age = t - clips.query_frame
-        motion = Motion(*(x[:, None] for x in (xy, velocity, visibility, confidence)))
-        rows.append((*motion, template[:, None], recent[:, None], age[:, None]))
-
-        maps = model.correlate(current, torch.stack([template, recent], 2)[:, None])
-        masks = Masks.build(age[:, None], begun[:, None], window)
-        estimates, past, token, best = model.refiner(maps, motion, masks, past, iterations)
-        result, seen, sure = (x[:, 0] for x in estimates[-1])
-        token, best = token[:, 0], BestPlaces(*(x[:, 0] for x in best))
-        result = torch.where(now[..., None], here, result)
-        view = model.describe(current, result)
-        back, found = model.redetect(model.clues(token, best, result, template, view))
-        back = back & ~now
-        result = torch.where(back[..., None], best.place[..., 0, :], result)
-        visibility = torch.where(now, 1.0, torch.where(back, found, seen).sigmoid())
-        confidence = torch.where(now, 1.0, torch.where(back, found, sure).sigmoid())
-        velocity = (result - xy) * ~(now | back)[..., None]
-        recent = model.remember(recent, view, visibility, confidence)
-        recent = torch.where(back[..., None, None], template, recent)
-        xy = result
-    columns = [torch.cat(x, 1) for x in zip(*rows, strict=True)]
-    return Recorded(Motion(*columns[:4]), *columns[4:])
+        points = points.started(now, here, model.describe(current, here))
+        forced = (forcing.mask[:, t] & begun & ~now)[..., None]
+        points = points._replace(
+            xy=torch.where(forced, before + forcing.xy_noise[:, t], points.xy),
+            velocity=torch.where(
+                forced, before - earlier + forcing.velocity_noise[:, t], points.velocity
+            ),
+        )
+        starts.append((*points.motion, points.template[:, None], points.recent[:, None]))
+        pictures = model.aligner.pictures(clips.video[:, t])
+        result = model.advance_frame(current, pictures, points, past, now, begun)
+        points, past = result.points, result.past
+        results.append(
+            (
+                *result.network,
+                result.best,
+                result.calibration_features,
+                result.redetection_features,
+            )
+        )
+    age = torch.arange(frames, device=device)[None, :, None] - clips.query_frame[:, None]
+    columns = [torch.cat(x, 1) for x in zip(*starts, strict=True)]
+    shown = [torch.stack(x, 1) for x in zip(*results, strict=True)]
+    return Rollout(Motion(*columns[:5]), *columns[5:], age, Estimate(*shown[:3]), *shown[3:])
 
 
 def refine_all(
-    model: RealtimeTracker, features: list[Tensor], record: Recorded, iterations: int
+    model: RealtimeTracker, features: list[Tensor], record: Rollout, iterations: int
 ) -> Refined:
     """Refine all frames in parallel from the recorded starts."""
     count, _, points = record.age.shape
@@ -207,12 +222,12 @@ def refine_all(
 
 
 def refresh(
-    model: RealtimeTracker, features: list[Tensor], clips: Clips, record: Recorded, frames: Tensor
-) -> tuple[list[Tensor], Recorded, Tensor]:
+    model: RealtimeTracker, features: list[Tensor], clips: Clips, record: Rollout, frames: Tensor
+) -> tuple[list[Tensor], Rollout, Tensor]:
     """Encode some frames (K,) once more, with gradient, and put them in their places: features,
     the record with the templates of points that were queried there, and the matching loss.
     """
-    fresh = encode(model.encoder, clips.video[:, frames])
+    fresh = encode(model.encoder, clips.video[:, frames], model.config.image_scale)
     features = [f.index_copy(1, frames, g) for f, g in zip(features, fresh, strict=True)]
     template = record.template
     for k, t in enumerate(frames.tolist()):
@@ -235,21 +250,23 @@ def refresh(
 
 def realtime_losses(
     model: RealtimeTracker,
+    encoder: nn.Module,
     clips: Clips,
     iterations: int,
     loss: LossConfig,
     recipe: RealtimeRecipe,
-    lead: float,
+    forcing_share: float,
     seeds: list[int],
     step: int,
 ) -> dict[str, Tensor]:
     """The losses of a batch and measures of the result. One seed a clip for its leads; the step
-    chooses the fresh frames, the same in all processes.
+    chooses the fresh frames, the same in all processes. `encoder` is the model's, or its folded
+    copy where it does not learn.
     """
     with torch.no_grad():
-        features = encode(model.encoder, clips.video)
-    leads = Leads.draw(clips, lead, recipe.drift, seeds)
-    record = roll_out(model, features, clips, leads, iterations)
+        features = encode(encoder, clips.video, model.config.image_scale)
+    forcing = TeacherForcing.draw(clips, forcing_share, recipe.teacher_noise, seeds)
+    record = roll_out(model, features, clips, forcing, iterations)
     matching = features[0].new_zeros(())
     if recipe.fresh:
         rng = torch.Generator().manual_seed(step)
@@ -302,22 +319,23 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
     samples: list[tuple[Tensor, ...]] = []
     for clips in batches:
         with torch.no_grad():
-            features = encode(model.encoder, clips.video)
-            leads = Leads.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
-            record = roll_out(model, features, clips, leads, iterations)
-            estimates, _, token, best = refine_all(model, features, record, iterations)
-            xy, visibility, confidence = estimates[-1]
-            now = model.describe([f.flatten(0, 1) for f in features], xy.flatten(0, 1))
-            now = now.unflatten(0, xy.shape[:2])
-            evidence = model.evidence(token, xy)
-            clues = model.clues(token, best, xy, record.template, now)
-        error = (xy - clips.tracks).norm(dim=-1)
-        there = (best.place[..., 0, :] - clips.tracks).norm(dim=-1) < loss.confident
+            features = encode(model.encoder, clips.video, model.config.image_scale)
+            forcing = TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
+            record = roll_out(model, features, clips, forcing, iterations)
+        error = (record.network.xy - clips.tracks).norm(dim=-1)
+        there = (record.best - clips.tracks).norm(dim=-1) < loss.near
         back = clips.visible & there & (error > LOST)
-        near = error < loss.confident
-        columns = evidence, visibility, confidence, clips.visible, near, clues, back
-        counted = (record.age > 0) & clips.known
-        samples.append(tuple(column[counted] for column in columns))
+        columns = (
+            record.calibration_features,
+            record.network.visibility,
+            record.network.confidence,
+            clips.visible,
+            error < loss.near,
+            record.redetection_features,
+            back,
+        )
+        told = (record.age > 0) & clips.known
+        samples.append(tuple(column[told] for column in columns))
     evidence, visibility, confidence, seen, near, clues, back = map(
         torch.cat, zip(*samples, strict=True)
     )
