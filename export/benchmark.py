@@ -247,6 +247,17 @@ def table(rows: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def fastest(rows: list[dict]) -> list[str]:
+    """For each number of points and model the engine that took least, in words."""
+    lines = []
+    for points in sorted({r['points'] for r in rows}):
+        mine = sorted((r for r in rows if r['points'] == points), key=lambda r: r['p50'])
+        best = {r['model']: (r['engine'], r['p50']) for r in reversed(mine)}
+        for model, (engine, milliseconds) in sorted(best.items()):
+            lines.append(f'{model}, {points} points: engine {engine}, {milliseconds:.1f} ms')
+    return lines
+
+
 def growth(rows: list[dict]) -> list[dict]:
     """How the cost grows with the points, for each model and engine of at least three counts.
 
@@ -392,6 +403,10 @@ def write(rows: list[dict], path: Path) -> None:
             '',
             table([r for r in rows if r['device'] == 'cpu']),
             '',
+            '### Fastest here',
+            '',
+            *(f'- {line}' for line in fastest([r for r in rows if r['device'] == 'cpu'])),
+            '',
             '### Cost against points',
             '',
             growth_table(rows),
@@ -446,7 +461,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write(rows, args.output)
     plot(rows, args.output.with_suffix('.png'))
-    print(f'wrote {args.output}')
+    print('fastest on this machine:', *fastest(rows), f'wrote {args.output}', sep='\n')
     return 0
 
 

@@ -31,10 +31,10 @@ from cotracker_ros.engines.torch_engine import TorchEngine, describe
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.registry import build_step, shape_of
 from cotracker_ros.model.step import Step
-from export import graph, precision
+from export import graph, precision, quantize
 from export.graph import OPSET, ExportError
 
-PRECISIONS = ('fp32', 'mixed', 'fp16')
+PRECISIONS = ('fp32', 'mixed', 'fp16', 'int8')
 
 
 class FlatStep(nn.Module):
@@ -199,6 +199,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
     parser.add_argument('--points', type=int, default=64, help='slots in the parity run')
     parser.add_argument('--provenance', help='one sentence on the weights, for the metadata')
+    quantize.add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -208,13 +209,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = read_model(args)
         step = build_step(model, args.iterations).eval()
-        meta = describe(model, step, args.precision, args.provenance)
+        form = 'fp32' if args.precision == 'int8' else args.precision  # int8 is made of fp32
+        meta = describe(model, step, form, args.provenance)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, and moved there once proven: nobody loads a half-written file.
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             made = Path(folder) / args.output.name
             export(step, meta, made)
             print(check_parity(step, made, meta, args.points))
+            if args.precision == 'int8':
+                full, made = made, made.with_name(f'int8_{made.name}')
+                measure = quantize.held_out_jaccard(args.held_out)
+                told = quantize.quantize_and_judge(full, made, args.calibration, measure)
+                print(f'{check_parity(step, made, meta, args.points)}\n{told}')
             os.replace(made, args.output)
     except (EngineError, ExportError, ValueError, OSError) as error:
         print(f'export failed: {error}', file=sys.stderr)

@@ -9,6 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
 
 
+# Of uint8 TensorRT can but cast; quantised files are for the runtimes of CPUs.
+TAKE_UINT8 = ('Cast', 'QuantizeLinear', 'DequantizeLinear')
+
+
 class ExportError(RuntimeError):
     """The exported graph is not what it must be."""
 
@@ -35,7 +39,7 @@ def lint(model: onnx.ModelProto) -> list[str]:
                 rank = len(types[name].shape.dim) if name in types else 4
                 if rank != 4:
                     problems.append(f'{node.name}: GridSample of rank {rank}')
-        if node.op_type != 'Cast' and any(_is_uint8(types.get(n)) for n in node.input):
+        if node.op_type not in TAKE_UINT8 and any(_is_uint8(types.get(n)) for n in node.input):
             problems.append(f'{node.name}: {node.op_type} of uint8, which TensorRT has not')
         if node.op_type.startswith('Scatter'):
             reduction = _attribute(node, 'reduction')

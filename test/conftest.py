@@ -234,3 +234,19 @@ def start_tracker(tmp_path):
     yield start
     for tracker in started:
         tracker.close()
+
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    """The step of a small real-time model with fresh weights, exported once for all tests."""
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('onnxscript')
+    from export import export_onnx
+
+    path = tmp_path_factory.mktemp('export') / 'small.onnx'
+    torch.manual_seed(0)
+    options = ['--iterations', '1', '--resolution', '64x96', '--points', '6']
+    options += ['--output', str(path), '--provenance', 'a test']
+    status = export_onnx.main(['--model', 'realtime', *options])
+    assert status == 0
+    return path

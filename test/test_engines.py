@@ -213,6 +213,24 @@ def test_rings():
     assert [base.turns(lengths) for lengths in ([], [0, 0], [0, 3], [8, 6])] == [2, 2, 6, 24]
 
 
+def test_auto_follows_its_order_and_says_why(path, monkeypatch):
+    engine = load(path, threads=1)
+    assert engine.name == 'onnxruntime' and '(auto: every installation has it)' in str(engine)
+    assert 'auto' not in str(load(path, 'onnxruntime', threads=1))
+    stand_in_step.write(path, precision='int8')
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    engine = load(path, threads=1)
+    assert engine.name == 'onnxruntime' and 'openvino would be faster' in str(engine)
+    monkeypatch.undo()
+    available('openvino')
+    engine = load(path, threads=1)
+    assert (engine.name, engine.precision) == ('openvino', 'int8')
+    assert 'auto: the fastest for int8' in str(engine)
+    monkeypatch.setitem(sys.modules, 'openvino', None)  # what was chosen is not changed
+    with pytest.raises(EngineError, match='engine openvino is not installed'):
+        load(path, threads=1)
+
+
 def test_sizes_and_names(path):
     refused('max_points must be from 1 to 16384, not 0', path, slots=0)
     refused('max_points must be from 1 to 16384, not 1000000', path, slots=10**6)

@@ -161,30 +161,6 @@ def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
     np.testing.assert_allclose(run(half, **inputs), want, rtol=1e-5)
 
 
-@pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-    path = tmp_path_factory.mktemp('export') / 'small.onnx'
-    torch.manual_seed(0)
-    status = export_onnx.main(
-        [
-            '--model',
-            'realtime',
-            '--output',
-            str(path),
-            '--iterations',
-            '1',
-            '--resolution',
-            '64x96',
-            '--points',
-            '6',
-            '--provenance',
-            'a test',
-        ]
-    )
-    assert status == 0
-    return path
-
-
 def test_an_exported_file(exported):
     meta = read_metadata(exported)
     assert (meta.model, meta.image_size, meta.window) == ('realtime', (64, 96), 8)
@@ -340,6 +316,19 @@ def test_the_benchmark_keeps_what_others_wrote(exported, monkeypatch, tmp_path):
     assert 'No GPU was at hand' in text and '200.0 ms in fp32' in text
     benchmark.plot([row], tmp_path / 'b.png')
     assert (tmp_path / 'b.png').stat().st_size > 1000
+
+
+def test_the_benchmark_tells_which_engine_is_fastest():
+    rows = [
+        bench_row(engine='a', p50=5.0), bench_row(engine='b', p50=4.0),
+        bench_row(engine='a', p50=8.0, points=9), bench_row(engine='b', p50=9.0, points=9),
+        bench_row(engine='a', p50=3.0, model='n'),
+    ]  # fmt: skip
+    assert benchmark.fastest(rows) == [
+        'm, 4 points: engine b, 4.0 ms',
+        'n, 4 points: engine a, 3.0 ms',
+        'm, 9 points: engine a, 8.0 ms',
+    ]
 
 
 def test_quantiles_want_steps_and_gpu_rows_a_table_of_their_own(tmp_path):

@@ -31,6 +31,7 @@ class Engine(ABC):
     name: str
     device: str
     precision: str
+    chosen_because = ''  # why `load` took this one, where that was left to it
 
     def __init__(self, metadata: Metadata, cameras: int, slots: int, threads: int) -> None:
         self.metadata = metadata
@@ -104,9 +105,10 @@ class Engine(ABC):
 
     def __str__(self) -> str:
         threads = f', {self.threads} threads' if self.threads else ''
+        because = f' ({self.chosen_because})' if self.chosen_because else ''
         return (
             f'{self.metadata.model} on {self.name}, {self.device}, {self.precision}{threads}, '
-            f'{self.cameras} x {self.slots} points'
+            f'{self.cameras} x {self.slots} points{because}'
         )
 
 

@@ -40,7 +40,7 @@ class Metadata:
     width: int
     window: int  # S frames; the largest query_age is S - 1
     iterations: int  # of refinement in one step
-    precision: str  # of the graph: 'fp32', 'fp16' or 'mixed'
+    precision: str  # of the graph: 'fp32', 'fp16', 'mixed' or 'int8'
     licence: str  # of the weights
     weights_sha256: str
     provenance: str  # where the weights come from, one sentence

@@ -31,7 +31,8 @@ class OpenVinoEngine(base.GraphEngine):
         super().__init__(metadata, cameras, slots, threads or base.default_threads())
         if precision == 'bf16' and not has_bf16():
             raise EngineError('this CPU has no bf16; use engine openvino')
-        self.precision = precision
+        graphs = metadata.precision.replace('fp32', 'f32')
+        self.precision = precision if precision == 'bf16' else graphs
         try:
             model = ov.Core().read_model(str(path))
         except Exception as error:  # openvino raises RuntimeError and its own types

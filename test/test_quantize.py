@@ -1,0 +1,141 @@
+"""Int8 of an exported encoder: what is quantised, that runtimes agree on it, and the gate."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('onnxscript')
+
+from cotracker_ros.engines import compare, load, read_metadata  # noqa: E402
+from cotracker_ros.engines.scripted_stream import rendered_frames  # noqa: E402
+from export import export_onnx, quantize  # noqa: E402
+from export.graph import ExportError  # noqa: E402
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def int8(exported, tmp_path_factory):
+    path = tmp_path_factory.mktemp('quantize') / 'int8.onnx'
+    quantize.quantize(exported, path, rendered_frames(6, SIZE, seed=5))
+    return path
+
+
+def test_only_convolutions_of_the_encoder_are_quantised(exported, int8):
+    made, before = onnx.load(int8), onnx.load(exported)
+    names = set(quantize.encoder_convolutions(before))
+    producer = {o: n for n in made.graph.node for o in n.output}
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in made.graph.initializer}
+    assert len(names) > 5
+    for node in made.graph.node:
+        around = [producer[i].op_type for i in node.input if i in producer]
+        if node.name not in names:
+            continue
+        assert around[:2] == ['DequantizeLinear'] * 2, node.name
+        weight, scale, _ = producer[node.input[1]].input
+        assert weights[weight].dtype == np.int8
+        assert scale in weights and weights[scale].shape == weights[weight].shape[:1]
+        assert 32 < np.abs(weights[weight].astype(int)).max() <= 64  # 7 bits
+    products = [n for n in made.graph.node if n.op_type in ('MatMul', 'GridSample', 'Softmax')]
+    assert products
+    for node in products:
+        assert not any(
+            producer[i].op_type == 'DequantizeLinear'
+            for i in node.input
+            if i in producer and node.op_type != 'MatMul'
+        )
+    meta, other = read_metadata(int8), read_metadata(exported)
+    assert meta.precision == 'int8' and meta.weights_sha256 == other.weights_sha256
+    assert (meta.licence, meta.visible, meta.picture_size) == (
+        other.licence, other.visible, other.picture_size,
+    )  # fmt: skip
+    assert int8.stat().st_size < exported.stat().st_size
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+def test_runtimes_read_the_same_file(name, exported, int8):
+    pytest.importorskip(name)
+    engine, reference = load(int8, name, 1, 4, 1), load(exported, 'onnxruntime', 1, 4, 1)
+    assert engine.precision == 'int8'
+    found = compare.difference(compare.record(engine, 8), compare.record(reference, 8), name)
+    compare.require(found, 'int8', name, name)
+    assert found.largest['xy'] > 0  # it is not the float32 file
+
+
+def test_what_cannot_be_quantised(exported, int8, tmp_path):
+    with pytest.raises(ExportError, match='in int8; quantise the file in fp32'):
+        quantize.quantize(int8, tmp_path / 'o.onnx', rendered_frames(2, SIZE))
+    with pytest.raises(ValueError, match=r'calibrat|data'):
+        quantize.quantize(exported, tmp_path / 'o.onnx', iter(()))
+    with pytest.raises(ExportError, match='no folder of pictures'):
+        list(quantize.calibration_pictures(tmp_path / 'none', read_metadata(exported)))
+    (tmp_path / 'licence.txt').write_text('free')
+    with pytest.raises(ExportError, match='no picture or video'):
+        list(quantize.calibration_pictures(tmp_path, read_metadata(exported)))
+
+
+def test_calibration_pictures_come_from_a_folder_or_are_rendered(exported, tmp_path):
+    import cv2
+
+    frame = np.zeros((100, 150, 3), np.uint8)
+    frame[..., 2] = 200  # red, as OpenCV writes it
+    cv2.imwrite(str(tmp_path / 'one.png'), frame)
+    writer = cv2.VideoWriter(
+        str(tmp_path / 'two.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 30, (150, 100)
+    )
+    for _ in range(20):
+        writer.write(frame)
+    writer.release()
+    found = list(quantize.calibration_pictures(tmp_path, read_metadata(exported)))
+    assert len(found) == 1 + quantize.OF_A_VIDEO
+    for picture in found:
+        assert picture.shape == (*SIZE, 3) and picture.dtype == np.uint8
+        assert picture[..., 0].min() > 180 and picture[..., 1:].max() < 20
+
+
+def test_the_gate(tmp_path):
+    scores = {'full': 46.5, 'good': 45.6, 'bad': 45.4, 'nothing': float('nan')}
+
+    def measure(path):
+        return scores[path.stem]
+
+    full = tmp_path / 'full.onnx'
+    assert 'float32 46.5, int8 45.6' in quantize.gate(measure, full, tmp_path / 'good.onnx')
+    for name in ('bad', 'nothing'):
+        with pytest.raises(ExportError, match=r'refused; accuracy: float32 46\.5'):
+            quantize.gate(measure, full, tmp_path / f'{name}.onnx')
+
+
+@pytest.mark.parametrize('loss, status', [(0.5, 0), (1.5, 1)])
+def test_the_export_keeps_no_file_that_lost_too_much(
+    exported, int8, loss, status, monkeypatch, tmp_path, capsys
+):
+    """Everything but the two slow parts, which other tests run: export and quantisation."""
+    monkeypatch.setattr(export_onnx, 'export', lambda *what: shutil.copy(exported, what[2]))
+    monkeypatch.setattr(quantize, 'quantize', lambda *what: shutil.copy(int8, what[1]))
+    monkeypatch.setattr(
+        quantize, 'held_out_jaccard', lambda _: lambda p: 50 - loss * ('int8' in p.name)
+    )
+    path = tmp_path / 'm.onnx'
+    arguments = '--model realtime --iterations 1 --points 2 --resolution 64x96 --precision int8'
+    assert export_onnx.main([*arguments.split(), '--output', str(path)]) == status
+    told = capsys.readouterr()
+    if status:
+        assert 'is refused; accuracy: float32 50.0, int8 48.5' in told.err
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert 'int8 49.5' in told.out and read_metadata(path).precision == 'int8'
+
+
+def test_the_command(exported, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(quantize, 'calibration_pictures', lambda *_: rendered_frames(3, SIZE))
+    monkeypatch.setattr(quantize, 'held_out_jaccard', lambda _: lambda p: 50.0)
+    output = tmp_path / 'new' / 'q.onnx'
+    assert quantize.main([str(exported), '--output', str(output)]) == 0
+    assert read_metadata(output).precision == 'int8' and 'wrote' in capsys.readouterr().out
+    assert quantize.main([str(tmp_path / 'gone.onnx'), '--output', str(output)]) == 1
+    assert 'no such model file' in capsys.readouterr().err
+    assert [p.name for p in output.parent.iterdir()] == ['q.onnx']
