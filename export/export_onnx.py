@@ -144,14 +144,14 @@ def _symbolic(step: Step, name: str, cameras, points) -> dict:
     }
 
 
-def check_parity(step: Step, path: Path, meta: dict, slots: int) -> str:
+def check_parity(step: Step, path: Path, meta: dict, slots: int, frames: int) -> str:
     """Run ONNX Runtime and torch over one stream and return the table of their differences.
 
     Raises EngineError past the tolerance of this precision.
     """
-    want = compare.record(TorchEngine(step, Metadata(**meta), 'cpu', 1, slots, 0))
+    want = compare.record(TorchEngine(step, Metadata(**meta), 'cpu', 1, slots, 0), frames)
     engine = load(path, 'onnxruntime', 1, slots)
-    found = compare.difference(compare.record(engine), want, path.name)
+    found = compare.difference(compare.record(engine, frames), want, path.name)
     compare.require(found, engine.precision, engine.name, path.name)
     engine.close()
     return compare.table(found, engine.precision, engine.name)
@@ -198,6 +198,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--resolution', type=resolution, help='HxW of the model, e.g. 384x512')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
     parser.add_argument('--points', type=int, default=64, help='slots in the parity run')
+    parser.add_argument('--frames', type=int, default=compare.FRAMES, help='of the parity run')
     parser.add_argument('--provenance', help='one sentence on the weights, for the metadata')
     quantize.add_options(parser)
     return parser.parse_args(arguments)
@@ -216,12 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             made = Path(folder) / args.output.name
             export(step, meta, made)
-            print(check_parity(step, made, meta, args.points))
+            print(check_parity(step, made, meta, args.points, args.frames))
             if args.precision == 'int8':
                 full, made = made, made.with_name(f'int8_{made.name}')
                 measure = quantize.held_out_jaccard(args.held_out)
                 told = quantize.quantize_and_judge(full, made, args.calibration, measure)
-                print(f'{check_parity(step, made, meta, args.points)}\n{told}')
+                print(f'{check_parity(step, made, meta, args.points, args.frames)}\n{told}')
             os.replace(made, args.output)
     except (EngineError, ExportError, ValueError, OSError) as error:
         print(f'export failed: {error}', file=sys.stderr)

@@ -113,7 +113,8 @@ def test_the_gate(tmp_path):
 def test_the_export_keeps_no_file_that_lost_too_much(
     exported, int8, loss, status, monkeypatch, tmp_path, capsys
 ):
-    """Everything but the two slow parts, which other tests run: export and quantisation."""
+    """Everything but export, comparison with torch and quantisation, which other tests run."""
+    monkeypatch.setattr(export_onnx, 'check_parity', lambda *what: f'compared {what[1].name}')
     monkeypatch.setattr(export_onnx, 'export', lambda *what: shutil.copy(exported, what[2]))
     monkeypatch.setattr(quantize, 'quantize', lambda *what: shutil.copy(int8, what[1]))
     monkeypatch.setattr(
@@ -127,7 +128,8 @@ def test_the_export_keeps_no_file_that_lost_too_much(
         assert 'is refused; accuracy: float32 50.0, int8 48.5' in told.err
         assert list(tmp_path.iterdir()) == []
     else:
-        assert 'int8 49.5' in told.out and read_metadata(path).precision == 'int8'
+        assert 'compared int8_m.onnx' in told.out and 'int8 49.5' in told.out
+        assert read_metadata(path).precision == 'int8'
 
 
 def test_the_command(exported, monkeypatch, tmp_path, capsys):
