@@ -50,3 +50,11 @@ def inside(xy, size):
     """Whether points (..., 2) lie on the image of `size` (H, W), its outer edges included."""
     x, y = xy[..., 0], xy[..., 1]
     return (x >= -0.5) & (x <= size[1] - 0.5) & (y >= -0.5) & (y <= size[0] - 0.5)
+
+
+def between_centres(xy, size):
+    """Whether points (..., 2) lie between the centres of the outermost pixels of an image of
+    `size` (H, W), where it can be read without being continued; half a pixel less than `inside`.
+    """
+    x, y = xy[..., 0], xy[..., 1]
+    return (x >= 0) & (x <= size[1] - 1) & (y >= 0) & (y <= size[0] - 1)

@@ -34,6 +34,7 @@ from cotracker_ros.engines import (
 )
 from cotracker_ros.engines.onnxruntime_engine import TYPES
 from cotracker_ros.engines.scripted_stream import scripted_stream
+from export.reporting import cpu_facts, linear_fit, markdown, processor
 from export.verify import candidates
 
 POINTS = (16, 64, 256, 1024)
@@ -225,11 +226,11 @@ def _in_new_process(*arguments: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown. A quantile that too few steps were measured for is left out."""
-    lines = [
-        '| model | engine | points | p50 ms | p95 | p99 | least | x reference | frames/s | '
-        'CPU ms | memory MB | GFLOP | of fp32 peak | steps | load |',
-        '|' + '---|' * 15,
-    ]
+    head = (
+        'model', 'engine', 'points', 'p50 ms', 'p95', 'p99', 'least', 'x reference', 'frames/s',
+        'CPU ms', 'memory MB', 'GFLOP', 'of fp32 peak', 'steps', 'load',
+    )  # fmt: skip
+    cells = []
     for r in rows:
         p95, p99 = (
             f'{r[q]:.1f}' if r['steps'] >= least else ''
@@ -238,13 +239,13 @@ def table(rows: list[dict]) -> str:
         work = share = ''
         if r['gflop'] is not None:
             work, share = f'{r["gflop"]:.1f}', f'{r["gflop"] / r["p50"] * 1e3 / r["peak"]:.0%}'
-        lines.append(
-            f'| {r["model"]} | {r["engine"]} | {r["points"]} | {r["p50"]:.1f} | {p95} | {p99} | '
-            f'{r["least"]:.1f} | {r["p50"] / r["reference"]:.3f} | {1e3 / r["p50"]:.1f} | '
-            f'{r["cpu"]:.1f} | {r["memory"]:.0f} | {work} | {share} | {r["steps"]} | '
-            f'{r["load"]:.1f} |'
-        )
-    return '\n'.join(lines)
+        cells.append([
+            r['model'], r['engine'], f'{r["points"]}', f'{r["p50"]:.1f}', p95, p99,
+            f'{r["least"]:.1f}', f'{r["p50"] / r["reference"]:.3f}', f'{1e3 / r["p50"]:.1f}',
+            f'{r["cpu"]:.1f}', f'{r["memory"]:.0f}', work, share, f'{r["steps"]}',
+            f'{r["load"]:.1f}',
+        ])  # fmt: skip
+    return '\n'.join(markdown(head, cells))
 
 
 def fastest(rows: list[dict]) -> list[str]:
@@ -270,14 +271,14 @@ def growth(rows: list[dict]) -> list[dict]:
         if len(mine) < 3:
             continue
         points, times = np.array(mine).T
-        slope, fixed = np.polyfit(points, times, 1)
+        slope, fixed = linear_fit(points, times)
         rise = np.diff(np.log(times)) / np.diff(np.log(points))
         found.append(
             {
                 'model': key[0],
                 'engine': key[1],
-                'fixed': float(fixed),
-                'slope': float(slope),
+                'fixed': fixed,
+                'slope': slope,
                 'exponent': float(rise.max()),
             }
         )
@@ -286,16 +287,15 @@ def growth(rows: list[dict]) -> list[dict]:
 
 def growth_table(rows: list[dict]) -> str:
     """`growth` as Markdown, with the verdict."""
-    lines = [
-        '| model | engine | fixed ms | ms a point | steepest exponent | at most linear |',
-        '|' + '---|' * 6,
-    ]
-    for g in growth(rows):
-        lines.append(
-            f'| {g["model"]} | {g["engine"]} | {g["fixed"]:.1f} | {g["slope"]:.4f} | '
-            f'{g["exponent"]:.2f} | {"yes" if g["exponent"] <= 1 else "**no**"} |'
-        )
-    return '\n'.join(lines)
+    head = ('model', 'engine', 'fixed ms', 'ms a point', 'steepest exponent', 'at most linear')
+    cells = [
+        [
+            g['model'], g['engine'], f'{g["fixed"]:.1f}', f'{g["slope"]:.4f}',
+            f'{g["exponent"]:.2f}', 'yes' if g['exponent'] <= 1 else '**no**',
+        ]
+        for g in growth(rows)
+    ]  # fmt: skip
+    return '\n'.join(markdown(head, cells))
 
 
 def gpu_table(rows: list[dict]) -> str:
@@ -303,19 +303,15 @@ def gpu_table(rows: list[dict]) -> str:
     mine = [r for r in rows if r['device'].startswith('cuda')]
     if mine:
         return table(mine)
-    lines = [
-        'No GPU was at hand; what a run of this script there fills in:',
-        '',
-        '| model | engine | precision | points | p50 ms | frames/s |',
-        '|' + '---|' * 6,
-    ]
-    lines += [
-        f'| cotracker3_online | {name} | {form} | {points} | | |'
+    head = ('model', 'engine', 'precision', 'points', 'p50 ms', 'frames/s')
+    cells = [
+        ['cotracker3_online', name, form, f'{points}', '', '']
         for name in ('torch:cuda-graph', 'onnxruntime:cuda')
         for form in ('fp32', 'half')
         for points in GPU_COUNTS
     ]
-    return '\n'.join(lines)
+    told = 'No GPU was at hand; what a run of this script there fills in:'
+    return '\n'.join([told, '', *markdown(head, cells)])
 
 
 def plot(rows: list[dict], output: Path) -> None:
@@ -347,28 +343,16 @@ def plot(rows: list[dict], output: Path) -> None:
 
 def cpu_flags() -> set[str]:
     """What the processor says it can do; empty where the system does not tell."""
-    info = Path('/proc/cpuinfo')
-    text = info.read_text() if info.exists() else ''
-    return set(next((li for li in text.splitlines() if li.startswith('flags')), '').split())
+    return set(cpu_facts().get('flags', '').split())
 
 
 def machine() -> str:
     """Processor and cores, in words."""
-    name = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        name = next(
-            (
-                li.split(':')[1].strip()
-                for li in info.read_text().splitlines()
-                if li.startswith('model name')
-            ),
-            name,
-        )
     told = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
     flags = ', '.join(f if f in cpu_flags() else f'no {f}' for f in told)
     return (
-        f'{name} ({flags}), {default_threads()} threads used, Python {platform.python_version()}'
+        f'{processor()} ({flags}), {default_threads()} threads used, '
+        f'Python {platform.python_version()}'
     )
 
 

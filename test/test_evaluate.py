@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cotracker_ros import engines
+from cotracker_ros.engines import find_model
 from cotracker_ros.engines.metadata import Metadata
 from train import evaluate, trackers
 from train.data import readers
@@ -262,7 +263,7 @@ def test_a_file_that_is_no_checkpoint_is_one_message_and_never_run(tmp_path, cap
     assert not (tmp_path / 'owned').exists()
 
 
-def test_whole_video_measures_a_checkpoint(tmp_path):
+def test_whole_video_gives_a_checkpoint_the_clip_and_its_answer_back_in_the_clips_pixels(tmp_path):
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file
 
@@ -270,15 +271,36 @@ def test_whole_video_measures_a_checkpoint(tmp_path):
 
     torch.manual_seed(0)
     model = build_model('cotracker3_online')
+    # A network that says one thing whatever it sees: 3 cells right and 2 up, in one iteration.
+    torch.nn.init.zeros_(model.transformer.head.weight)
+    torch.nn.init.zeros_(model.transformer.head.bias)
+    model.transformer.head.bias.data[:2] = torch.tensor([3.0, -2.0])
     table = torch.zeros(1, 16, 1110)  # what the published files tell the window by
-    save_file({**model.state_dict(), 'time_emb': table}, tmp_path / 'random.safetensors')
+    save_file({**model.state_dict(), 'time_emb': table}, tmp_path / 'made.safetensors')
     clip = moving_clip()
     video = np.repeat(clip.video[:2], 2, 2)[:, :, ::2]
-    tracker = trackers.whole_video(tmp_path / 'random.safetensors', 1, grid=3, local_grid=2)
+    tracker = trackers.whole_video(tmp_path / 'made.safetensors', 1, grid=3, local_grid=2)
     xy, visible = tracker(video, clip.queries[:2])
-    assert xy.shape == (2, 2, 2) and visible.shape == (2, 2) and visible.dtype == bool
-    # Random weights hardly move a point, so it comes back in pixels of the clip.
-    assert np.abs(xy - clip.queries[:2, 1:]).max() < 5
+    assert visible.shape == (2, 2) and visible.dtype == bool
+    height, width = video.shape[1:3]
+    # A cell is 4 px of 384 x 512, whose corners are the clip's.
+    step = np.array([3 * 4 * (width - 1) / 511, -2 * 4 * (height - 1) / 383])
+    np.testing.assert_allclose(
+        xy, np.broadcast_to(clip.queries[:2, 1:] + step, xy.shape), atol=0.05
+    )
+
+
+def test_the_shipped_model_follows_a_moving_texture_given_the_whole_clip():
+    pytest.importorskip('torch')
+    clip = moving_clip()
+    xy, visible = trackers.whole_video(find_model('realtime').with_suffix('.safetensors'))(
+        clip.video, clip.queries
+    )
+    after = np.arange(8)[:, None] > clip.queries[:, 0]
+    error = np.linalg.norm(xy - clip.tracks, axis=-1)[after]
+    moved = np.linalg.norm(clip.queries[:, 1:] - clip.tracks, axis=-1)[after]
+    assert np.median(error) < 1 < 0.3 * np.median(moved) and error.max() < 3
+    assert visible[after].mean() > 0.9
 
 
 def test_what_is_tracked_beside_a_target():

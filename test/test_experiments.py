@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from train import experiments, report
+from train import experiments, report, trackers
 from train.data.clip import Clip, there_and_back
 from train.trackers import dis_flow, standing_still
 
@@ -157,6 +157,26 @@ def test_occlusions_of_each_length_are_counted(tmp_path, monkeypatch, small):
     for row, seconds in zip(results['perfect.onnx'], (0.1, 0.2), strict=True):
         assert row == {'x': seconds, 'episodes': 5, 'occlusions': shares}
     assert 'Occlusions counted: 5 of 0.1 s' in (tmp_path / 'README.md').read_text()
+
+
+def test_the_table_tells_the_shipped_model_from_one_that_stands_still(tmp_path, monkeypatch):
+    """Nothing is mocked but the data: a texture that moves 3 px a frame."""
+    rng = np.random.default_rng(1)
+    wide = cv2.resize(rng.integers(0, 256, (24, 40, 3), np.uint8), (400, 240))
+    video = np.stack([wide[:, 60 - 3 * t : 380 - 3 * t] for t in range(9)])
+    queries = np.array([[0, 80, 60], [0, 200, 150], [2, 120, 200]], np.float32)
+    tracks = queries[None, :, 1:] + np.zeros((9, 1, 1), np.float32)
+    tracks[..., 0] += 3 * (np.arange(9)[:, None] - queries[:, 0])
+    clip = Clip('moving', video, queries, tracks, np.ones((9, 3), bool))
+    monkeypatch.setattr(experiments.readers, 'held_out', lambda path: iter([clip]))
+    monkeypatch.setattr(experiments, 'streaming', trackers.streaming)
+    assert run(tmp_path, '--only', 'table') == 0
+    results = json.loads((tmp_path / 'table.json').read_text())['results']
+    shipped, still = (
+        results[name]['procedural'] for name in ('realtime.onnx, streaming', 'still')
+    )
+    assert shipped['position_accuracy'] > 60 > 2 * still['position_accuracy']
+    assert shipped['average_jaccard'] > 50 > 2 * still['average_jaccard']
 
 
 def test_one_clear_message(tmp_path, capsys):

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import platform
 import resource
 import sys
 import time
@@ -27,6 +26,7 @@ if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.visualise import contact_sheet
+from export.reporting import linear_fit, processor
 from train import report
 from train.data import readers
 from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
@@ -176,8 +176,7 @@ def scaling(args: argparse.Namespace) -> dict:
                 ms, mib = pool.apply(_time_points, (str(path), count))
             curve.append({'x': count, 'ms': ms, 'mib': mib})
         x, ms, mib = (np.array([row[key] for row in curve]) for key in ('x', 'ms', 'mib'))
-        slope, start = np.polyfit(x, ms, 1, w=1 / ms)  # relative: small counts matter as much
-        growth, base = np.polyfit(x, mib, 1, w=1 / mib)
+        (slope, start), (growth, base) = linear_fit(x, ms), linear_fit(x, mib)
         fit = {'ms': start, 'us_per_point': 1000 * slope}
         results[f'{path.name}, fit'] = fit | {'mib': base, 'kib_per_point': 1024 * growth}
     return results
@@ -307,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
                 about = {
                     'command': ' '.join(map(str, command)),
                     'date': time.strftime('%Y-%m-%d'),
-                    'machine': f'{_processor()}, {multiprocessing.cpu_count()} cores',
+                    'machine': f'{processor()}, {multiprocessing.cpu_count()} cores',
                     'seconds': round(time.perf_counter() - began),
                     'inputs': settings,
                 }
@@ -366,17 +365,6 @@ def _write_json(path: Path, content: dict) -> None:
     half = path.with_name(path.name + '.part')
     half.write_text(json.dumps(content, indent=1) + '\n')
     half.replace(path)  # an interrupted write leaves no half file behind
-
-
-def _processor() -> str:
-    """Return the processor's name."""
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

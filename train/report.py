@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.reporting import markdown
 from train.evaluate import COLUMNS
 
 # Query-first, in percent, as their sources print them; hardware and input sizes differ.
@@ -292,7 +293,7 @@ def _beside(name: str, results: Mapping) -> list[str]:
             [*('' if cell is None else str(cell) for cell in row[:5]), _source(row[5])]
             for row in PUBLISHED_ACCURACY
         ]
-        lines += [*_markdown(head, rows), '', PUBLISHED_BADJA, '']
+        lines += [*markdown(head, rows), '', PUBLISHED_BADJA, '']
     if name == 'latency':
         lines += ['![Published accuracy and latency](latency_published.png)', '']
     if name == 'scaling':
@@ -303,15 +304,15 @@ def _beside(name: str, results: Mapping) -> list[str]:
             [label.removesuffix(', fit'), *(f'{fit[key]:.1f}' for key in keys)]
             for label, fit in fits.items()
         ]
-        lines += [*_markdown(head, rows), '']
+        lines += [*markdown(head, rows), '']
         head = ['**Published**, not measured here', 'time', 'hardware', 'source']
-        lines += [*_markdown(head, [list(row) for row in PUBLISHED_SPEED]), '']
+        lines += [*markdown(head, [list(row) for row in PUBLISHED_SPEED]), '']
     if name == 'occlusion':
         head = ['**Published**, not measured here', 'visible', 'hidden']
         rows = [[model, f'{seen}', f'{hidden}'] for model, seen, hidden in PUBLISHED_HIDDEN]
         counts = next(rows for rows in results.values() if isinstance(rows, list))
         episodes = ', '.join(f'{row["episodes"]:.0f} of {row["x"]:g} s' for row in counts)
-        lines = [f'Occlusions counted: {episodes}.', '', *lines, *_markdown(head, rows), '']
+        lines = [f'Occlusions counted: {episodes}.', '', *lines, *markdown(head, rows), '']
     return lines
 
 
@@ -335,9 +336,4 @@ def _accuracy(results: Mapping) -> list[str]:
         ]
         for label, row in results.items()
     ]
-    return _markdown(head, rows)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    body = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
-    return ['| ' + ' | '.join(row) + ' |' for row in body]
+    return markdown(head, rows)

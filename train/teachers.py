@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from cotracker_ros import geometry
 from train.trackers import BASELINES, Tracker, open_tracker
 
 
@@ -133,9 +134,7 @@ def ask(teacher: Teacher, video: np.ndarray, queries: np.ndarray, round_trip: fl
     xy, visible = _checked(teacher, video, queries)
     asked = queries[:, 0].astype(int)
     after = np.arange(frames)[:, None] >= asked
-    height, width = video.shape[1:3]
-    inside = (xy > -0.5).all(-1) & (xy < (width - 0.5, height - 0.5)).all(-1)
-    visible = visible & after & inside
+    visible = visible & after & geometry.inside(xy, video.shape[1:3])
     known = after & (visible | teacher.guesses)
     if round_trip:
         last = np.where(visible.any(0), frames - 1 - visible[::-1].argmax(0), asked)

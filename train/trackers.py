@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros import geometry
+
 Tracker = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ROUND_TRIP = 1.0  # px: a point that comes back further off was hidden or lost
@@ -66,7 +68,6 @@ def _chain(video, queries, step) -> tuple[np.ndarray, np.ndarray]:
     xy = np.repeat(start[None], frames, 0)
     visible = np.zeros((frames, count), bool)
     visible[query_t, np.arange(count)] = True
-    height, width = video.shape[1:3]
     old = cv2.cvtColor(np.ascontiguousarray(video[0]), cv2.COLOR_RGB2GRAY)
     for t in range(1, frames):
         new = cv2.cvtColor(np.ascontiguousarray(video[t]), cv2.COLOR_RGB2GRAY)
@@ -75,8 +76,7 @@ def _chain(video, queries, step) -> tuple[np.ndarray, np.ndarray]:
             there, sure = step(old, new, xy[t - 1, going])
             finite = np.isfinite(there).all(1)
             xy[t, going] = np.where(finite[:, None], there, xy[t - 1, going])
-            inside = (there > -0.5).all(1) & (there < (width - 0.5, height - 0.5)).all(1)
-            visible[t, going] = sure & finite & inside
+            visible[t, going] = sure & finite & geometry.inside(there, video.shape[1:3])
         old = new
     return xy, visible
 
@@ -172,7 +172,6 @@ def whole_video(
     """
     import torch
 
-    from cotracker_ros import geometry
     from cotracker_ros.model import load_checkpoint
     from cotracker_ros.predictor import fit_video
 
@@ -223,13 +222,11 @@ def _as_first_told(model, video, queries, iterations: int):
     import torch
 
     from cotracker_ros.model.cotracker import Estimate, Stream, Tracks
+    from train.objectives.windowed import pieces
 
     window, half = model.config.window, model.config.window // 2
-    pieces = [video[None, :window], *video[None, window:].split(half, dim=1)]
     stream, told = Stream(queries[None]), []
-    for piece in pieces:
-        if not piece.shape[1]:
-            continue
+    for piece in pieces(video[None], window, sliding=True):
         estimates, stream = model.advance(stream, piece, iterations)
         told.append(estimates[-1].over(slice(half if told else 0, None)))
     joined = (torch.cat([getattr(e, name) for e in told], 2) for name in ('xy', 'logits'))

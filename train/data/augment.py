@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cotracker_ros.geometry import between_centres
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -119,5 +121,4 @@ def crop(
         )
         out.append(cv2.warpAffine(frame, matrix, size[::-1], flags=cv2.INTER_LINEAR))
         moved[i] = tracks[i] * mirror * scale[i] + offset
-    inside = ((moved >= 0) & (moved <= extent - 1)).all(-1)
-    return np.stack(out), moved, visible & inside
+    return np.stack(out), moved, visible & between_centres(moved, size)

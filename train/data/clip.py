@@ -96,11 +96,6 @@ def with_queries(
     return Clip(name, video, queries, tracks, visible, None if hidden_known else visible)
 
 
-def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return which positions (..., 2) px lie between the pixel centres of a picture (H, W)."""
-    return ((xy >= 0) & (xy <= (size[1] - 1, size[0] - 1))).all(-1)
-
-
 def there_and_back(clip: Clip) -> Clip:
     """Return the clip played forwards and then backwards, (2 T - 1) frames."""
     parts = {

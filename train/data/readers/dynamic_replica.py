@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.clip import Clip, DataError, inside
+from cotracker_ros.geometry import between_centres
+from train.data.clip import Clip, DataError
 from train.data.readers.files import read_frames
 
 
@@ -49,7 +50,7 @@ def dynamic_replica(root: str | Path, points: int = 256) -> Iterator[Clip]:
             raise DataError(f'{root}: {name}: frames with different numbers of trajectories')
         video = read_frames([path for _, path, _ in rows])
         tracks, visible = np.stack(places), np.stack(seen)
-        visible &= inside(tracks, video.shape[1:3])
+        visible &= between_centres(tracks, video.shape[1:3])
         index = np.flatnonzero(visible[0])
         if not len(index):
             continue

@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros.geometry import between_centres
 from cotracker_ros.skeleton import KEYPOINTS
-from train.data.clip import Clip, DataError, Pose, inside
+from train.data.clip import Clip, DataError, Pose
 from train.data.readers.davis import BADJA_SIZE
 from train.data.readers.files import decode
 
@@ -94,7 +95,7 @@ def _read(
         video = np.stack([decode(part.tobytes(), f'{path}: {called}') for part in parts])
         queries, tracks, visible = (content[key][c] for key in ('queries', 'tracks', 'visible'))
         # Where a point went outside the picture is known, but nobody's to tell.
-        known = inside(tracks, video.shape[1:3]) | visible
+        known = between_centres(tracks, video.shape[1:3]) | visible
         plain = np.full((len(content['queries']), len(queries)), -1)
         bodies = (content.get(key, plain)[c] for key in ('keypoint', 'instance'))
         yield (Clip(called, video, queries, tracks, visible, known), *bodies)

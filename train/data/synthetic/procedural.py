@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cotracker_ros.geometry import between_centres
 from train.data.batch import Clips
 from train.data.synthetic.bodies import Body, bounds, pixels, random_body, transform
 from train.data.synthetic.people import COATS, People, random_people
@@ -436,9 +437,7 @@ class ProceduralVideo(Dice):
                 those = slice(len(body.keypoint))
                 tracks[b, :, those], hidden[b, :, those] = body.keypoints()
                 number_of[:, b, those] = torch.stack([body.keypoint, body.instance])
-        inside = (
-            (tracks >= 0) & (tracks <= torch.tensor([width - 1, height - 1], device=device))
-        ).all(-1)
+        inside = between_centres(tracks, self.config.size)
         over = self.coverage(layers, sprites, tracks) > 0.5
         above = number[:, None] > top[:, None, None]
         seen = inside & ~hidden & ~(over & above).any(1) & ~broken[..., None]
