@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(check_parity(step, made, meta, args.points, args.frames))
             if args.precision == 'int8':
                 full, made = made, made.with_name(f'int8_{made.name}')
-                measure = quantize.held_out_jaccard(args.held_out)
+                measure = quantize.measure_of(args)
                 told = quantize.quantize_and_judge(full, made, args.calibration, measure)
                 print(f'{check_parity(step, made, meta, args.points, args.frames)}\n{told}')
             os.replace(made, args.output)

@@ -167,6 +167,19 @@ def held_out_jaccard(file: Path, clips: int = CLIPS) -> Measure:
     return measure
 
 
+def selection_score(data: Path) -> Measure:
+    """A measure: the number of train/selection.py, on its data."""
+    from train.selection import selection
+    from train.trackers import streaming
+
+    return lambda model: selection(streaming(model), data)['selection']
+
+
+def measure_of(args: argparse.Namespace) -> Measure:
+    """The measure that the command line asks for."""
+    return selection_score(args.data) if args.data else held_out_jaccard(args.held_out)
+
+
 def gate(measure: Measure, full: Path, quantized: Path, allowed: float = ALLOWED) -> str:
     """Say how both files score; raises ExportError where the quantised one lost too much."""
     before, after = measure(full), measure(quantized)
@@ -188,6 +201,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=Path('runs/held_out.npz'),
         help='the set that accuracy is measured on; rendered if not there [%(default)s]',
     )
+    group.add_argument(
+        '--data',
+        type=Path,
+        help='folder of what train/selection.py measures on, to measure by that instead',
+    )
 
 
 def quantize_and_judge(source: Path, output: Path, calibration: Path | None, measure: Measure):
@@ -207,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             made = Path(folder) / args.output.name
-            measure = held_out_jaccard(args.held_out)
+            measure = measure_of(args)
             print(quantize_and_judge(args.model, made, args.calibration, measure))
             os.replace(made, args.output)
     except (EngineError, ExportError, ValueError, OSError) as error:

@@ -258,7 +258,7 @@ def test_the_torch_engine_runs_a_checkpoint(tmp_path, monkeypatch):
     save_file(build_model('realtime').state_dict(), path)
     engine = load(path, 'auto', slots=2, threads=1)
     assert (engine.name, engine.device, engine.precision) == ('torch', 'cpu', 'f32')
-    height, width = engine.metadata.image_size
+    height, width = engine.metadata.picture_size
     given = inputs(
         1,
         2,
@@ -327,7 +327,9 @@ def test_a_recorded_torch_step_is_the_step():
     rng = np.random.default_rng(2)
     for _ in range(2):
         for _ in range(10):
-            given = inputs(1, 3, rng, image=rng.integers(0, 255, (1, 64, 96, 3), np.uint8))
+            given = inputs(
+                1, 3, rng, image=rng.integers(0, 255, (1, *meta.picture_size, 3), np.uint8)
+            )
             got, want = recorded.step(given), plain.step(given)
             for name in want:
                 np.testing.assert_array_equal(got[name], want[name])

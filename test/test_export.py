@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import stand_in_step
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from cotracker_ros.engines import compare, load, read_metadata
+from cotracker_ros.engines import Metadata, compare, load, read_metadata
 from cotracker_ros.engines.scripted_stream import scripted_stream
 
 torch = pytest.importorskip('torch')
@@ -172,7 +173,11 @@ def test_an_exported_file(exported):
         i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
         for i in made.graph.input
     }
-    assert dims['image'] == ['cameras', 64, 96, 3] and dims['query_xy'] == ['cameras', 'points', 2]
+    assert dims['image'] == ['cameras', *meta.picture_size, 3] and dims['query_xy'] == [
+        'cameras',
+        'points',
+        2,
+    ]
     text = json.dumps([str(p) for p in made.metadata_props]) + made.graph.doc_string
     assert '/' not in text.replace('cotracker_ros/', '')  # no path of the exporting machine
     assert not any(n.metadata_props for n in made.graph.node)
@@ -238,7 +243,8 @@ def test_what_cannot_be_exported(arguments, message, tmp_path, capsys):
 
 
 def test_the_stream_has_what_it_promises():
-    stream = list(scripted_stream(30, (64, 96), 8, 2, 40))
+    values = {**stand_in_step.METADATA, 'height': 64, 'width': 96, 'window': 8}
+    stream = list(scripted_stream(30, Metadata(**values), 2, 40))
     live = np.stack([s['live'] for s in stream])
     queried = np.stack([s['query'] for s in stream])
     ages = np.stack([s['query_age'] for s in stream])

@@ -79,7 +79,8 @@ def test_everyone_agrees(name, monkeypatch):
         return
     step = build_step(model)
     said = parse_metadata(json.dumps(describe(model, step)), 'a file')
-    assert (said.visible_rule, said.resize, said.image_scale) == (facts.visible, facts.resize, 1)
+    assert (said.visible_rule, said.resize) == (facts.visible, facts.resize)
+    assert (said.image_size, said.picture_size) == (facts.image_size, facts.picture_size)
     assert (said.licence, said.provenance) == (facts.origin.licence, facts.origin.provenance)
     tracker = StreamingTracker(TorchEngine(step, said, 'cpu', 1, 3, 1))
     shown = {}

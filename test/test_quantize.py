@@ -14,13 +14,13 @@ from cotracker_ros.engines.scripted_stream import rendered_frames  # noqa: E402
 from export import export_onnx, quantize  # noqa: E402
 from export.graph import ExportError  # noqa: E402
 
-SIZE = (64, 96)
-
 
 @pytest.fixture(scope='module')
 def int8(exported, tmp_path_factory):
     path = tmp_path_factory.mktemp('quantize') / 'int8.onnx'
-    quantize.quantize(exported, path, rendered_frames(6, SIZE, seed=5))
+    quantize.quantize(
+        exported, path, rendered_frames(6, read_metadata(exported).picture_size, seed=5)
+    )
     return path
 
 
@@ -67,7 +67,7 @@ def test_runtimes_read_the_same_file(name, exported, int8):
 
 def test_what_cannot_be_quantised(exported, int8, tmp_path):
     with pytest.raises(ExportError, match='in int8; quantise the file in fp32'):
-        quantize.quantize(int8, tmp_path / 'o.onnx', rendered_frames(2, SIZE))
+        quantize.quantize(int8, tmp_path / 'o.onnx', rendered_frames(2, (64, 64)))
     with pytest.raises(ValueError, match=r'calibrat|data'):
         quantize.quantize(exported, tmp_path / 'o.onnx', iter(()))
     with pytest.raises(ExportError, match='no folder of pictures'):
@@ -92,7 +92,10 @@ def test_calibration_pictures_come_from_a_folder_or_are_rendered(exported, tmp_p
     found = list(quantize.calibration_pictures(tmp_path, read_metadata(exported)))
     assert len(found) == 1 + quantize.OF_A_VIDEO
     for picture in found:
-        assert picture.shape == (*SIZE, 3) and picture.dtype == np.uint8
+        assert (
+            picture.shape == (*read_metadata(exported).picture_size, 3)
+            and picture.dtype == np.uint8
+        )
         assert picture[..., 0].min() > 180 and picture[..., 1:].max() < 20
 
 
@@ -117,9 +120,7 @@ def test_the_export_keeps_no_file_that_lost_too_much(
     monkeypatch.setattr(export_onnx, 'check_parity', lambda *what: f'compared {what[1].name}')
     monkeypatch.setattr(export_onnx, 'export', lambda *what: shutil.copy(exported, what[2]))
     monkeypatch.setattr(quantize, 'quantize', lambda *what: shutil.copy(int8, what[1]))
-    monkeypatch.setattr(
-        quantize, 'held_out_jaccard', lambda _: lambda p: 50 - loss * ('int8' in p.name)
-    )
+    monkeypatch.setattr(quantize, 'measure_of', lambda _: lambda p: 50 - loss * ('int8' in p.name))
     path = tmp_path / 'm.onnx'
     arguments = '--model realtime --iterations 1 --points 2 --resolution 64x96 --precision int8'
     assert export_onnx.main([*arguments.split(), '--output', str(path)]) == status
@@ -133,8 +134,9 @@ def test_the_export_keeps_no_file_that_lost_too_much(
 
 
 def test_the_command(exported, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(quantize, 'calibration_pictures', lambda *_: rendered_frames(3, SIZE))
-    monkeypatch.setattr(quantize, 'held_out_jaccard', lambda _: lambda p: 50.0)
+    size = read_metadata(exported).picture_size
+    monkeypatch.setattr(quantize, 'calibration_pictures', lambda *_: rendered_frames(3, size))
+    monkeypatch.setattr(quantize, 'measure_of', lambda _: lambda p: 50.0)
     output = tmp_path / 'new' / 'q.onnx'
     assert quantize.main([str(exported), '--output', str(output)]) == 0
     assert read_metadata(output).precision == 'int8' and 'wrote' in capsys.readouterr().out
