@@ -26,7 +26,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV
 RUNTIME := .venv-$(notdir $(PYTHON))-$(ROS)
 BENCH ?=
 
-.PHONY: help demo dev test test-runtime soak bench-node check-trt weights paper docs lint clean
+.PHONY: help demo dev test test-runtime soak bench-node check-trt weights paper picture docs lint clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -62,6 +62,9 @@ weights: $(VENV)/stamp-dev  ## The shipped weights, stage by stage (config/weigh
 
 paper: $(VENV)/stamp-dev  ## Tables and figures of accuracy and speed into docs/results
 	$(BIN)/python train/experiments.py --badja ../shared/davis --held-out runs/held_out.npz
+
+picture: $(VENV)/stamp-dev  ## The moving picture of the README
+	$(BIN)/python docs/make_picture.py
 
 docs: $(VENV)/stamp-dev  ## The documentation site into build/docs; warnings and broken links are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

@@ -178,7 +178,7 @@ TABLE = (
     Parameter(
         'retire_after',
         0,
-        'Frames on end without being visible after which a point is dropped; 0: never',
+        'Consecutive invisible frames after which a point is dropped; 0: never',
         low=0,
         high=1_000_000,
         dynamic=True,
