@@ -41,9 +41,12 @@ def ahead(frames: Iterator, count: int | None) -> list:
 
 
 def publish(
-    node: Node, video: Video, seconds: float | None, subscribers: int, repeat: bool
+    node: Node, video: Video, rate: float, seconds: float | None, subscribers: int, repeat: bool
 ) -> None:
-    """Send all frames, each at its time; a frame that is late is sent at once."""
+    """Send all frames, each at its time; a frame that is late is sent at once.
+
+    rate: frames a second on the average; what lies between two frames keeps its share.
+    """
     publisher = node.create_publisher(Image, 'image', QoSProfile(depth=5))
     frames = iter(video.frames)
     waiting = ahead(frames, video.count)
@@ -55,14 +58,14 @@ def publish(
     rclpy.spin_once(node, timeout_sec=0.3)
     start = time.monotonic()
     sent = 0
-    while seconds is None or sent < seconds * video.fps:
+    while seconds is None or sent < seconds * rate:
         if repeat:
             frame = waiting[sent % len(waiting)]
         else:
             frame = waiting[sent] if sent < len(waiting) else next(frames, None)
         if frame is None:
             break
-        due = sent / video.fps if repeat else video.times[sent]
+        due = sent / rate if repeat else video.times[sent] * video.fps / rate
         delay = start + due - time.monotonic()
         if delay > 0:
             time.sleep(delay)
@@ -87,7 +90,9 @@ def main() -> int:
     node = Node('demo_camera')
     try:
         a = arguments
-        publish(node, open_video(a.video, a.rate), a.seconds, a.subscribers, a.repeat)
+        video = open_video(a.video)
+        rate = a.rate or video.fps
+        publish(node, video, rate, a.seconds, a.subscribers, a.repeat)
     except VideoError as error:
         say('error', error)
         return 1

@@ -163,8 +163,12 @@ def main() -> int:
         rclpy.try_shutdown()
     table = recorder.table()
     np.savez_compressed(arguments.output / 'tracks.npz', **table)
-    codec = recorder.draw(table, arguments.output, arguments.fps)
-    say(json.dumps({**summary(recorder, table), 'codec': codec}))
+    figures = summary(recorder, table)
+    try:
+        figures['codec'] = recorder.draw(table, arguments.output, arguments.fps)
+    except (OSError, ValueError, cv2.error) as error:  # the tracks are there all the same
+        figures['no overlay'] = str(error)
+    say(json.dumps(figures))
     return 0
 
 

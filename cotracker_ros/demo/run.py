@@ -176,7 +176,11 @@ def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tupl
         processes[0].wait(60 + len(stamps))
         figures = None
         while figures is None:
-            line = processes[0].lines.get(timeout=5)
+            try:
+                line = processes[0].lines.get(timeout=5)
+            except queue.Empty:  # it ended early: say why
+                recording.check()
+                raise DemoError('the recorder gave no figures') from None
             figures = json.loads(line) if line.startswith('{') else None
         status = processes[1].stop()
         if status:
@@ -299,7 +303,10 @@ def main() -> int:
         table = dict(np.load(arguments.output / 'tracks.npz'))
         print(error_words(known_motion_errors(table, sent)))
     print(figures_line(figures))
-    print(f'{arguments.output}/overlay.mp4, {arguments.output}/overlay.png')
+    if 'no overlay' in figures:
+        print(f'no overlay: {figures["no overlay"]}; {arguments.output}/tracks.npz')
+    else:
+        print(f'{arguments.output}/overlay.mp4, {arguments.output}/overlay.png')
     if figures.get('codec') == 'mpeg4':
         print("overlay.mp4 is MPEG-4 part 2, which browsers do not play: pip install 'av>=12'")
     return 0

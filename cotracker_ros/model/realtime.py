@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import Tracks
+from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder
 from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
@@ -437,7 +438,7 @@ class Advanced(NamedTuple):
     best: Tensor  # (B, M, 2) px, where a lost point would be taken to
 
 
-class RealtimeTracker(nn.Module):
+class RealtimeTracker(HalfPrecisionEncoder):
     """The real-time tracker; `RealtimeStep` runs it on a stream."""
 
     origin = FRESH  # of its weights
@@ -481,7 +482,7 @@ class RealtimeTracker(nn.Module):
         picture = image.permute(0, 3, 1, 2).float()
         if self.config.image_scale > 1:
             picture = F.avg_pool2d(picture, self.config.image_scale)
-        return self.encoder(picture)
+        return encode(self.encoder, picture)
 
     def correlate(self, features: list[Tensor], templates: Tensor) -> list[Tensor]:
         """Correlation maps of templates (G, F, N, 2, levels, C) with features (G F, C, h, w):
