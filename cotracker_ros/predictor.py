@@ -24,6 +24,7 @@ from cotracker_ros import geometry
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.config import ModelFacts
 from cotracker_ros.model.cotracker import Stream, Tracks
+from cotracker_ros.model.embeddings import check_keypoints
 from cotracker_ros.streaming.image import resize
 
 ITERATIONS = 6
@@ -96,11 +97,19 @@ class _Predictor(nn.Module):
         """A weight of the network, for its precision and device."""
         return next(self.model.parameters())
 
-    def _run(self, frames: Tensor, queries: Tensor) -> Tracks:
-        """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W)."""
+    def _run(self, frames: Tensor, queries: Tensor, keypoints: Tensor | None = None) -> Tracks:
+        """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W); the first of
+        them are keypoints (K,) of a body.
+        """
+        told: dict[str, Tensor] = {}
+        if keypoints is not None:
+            others = queries.shape[1] - len(keypoints)
+            told['keypoints'] = F.pad(keypoints, (0, others), value=-1).to(queries.device)
         if not self.model.facts.causal:
-            return self.model(frames, queries, ITERATIONS)
-        clips = [vars(self.model.track(*clip)) for clip in zip(frames, queries, strict=True)]
+            told = {name: numbers.expand(len(queries), -1) for name, numbers in told.items()}
+            return self.model(frames, queries, ITERATIONS, **told)
+        pairs = zip(frames, queries, strict=True)
+        clips = [vars(self.model.track(*pair, **told)) for pair in pairs]
         return Tracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
 
     def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
@@ -145,6 +154,7 @@ class CoTrackerPredictor(_Predictor):
         grid_size: int = 0,
         grid_query_frame: int = 0,
         backward_tracking: bool = False,
+        keypoints: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Track `queries` (B, N, 3), frame, x, y; or a grid of points; or, given neither, all.
 
@@ -152,21 +162,29 @@ class CoTrackerPredictor(_Predictor):
         (1, 1, H, W) where given. Points are tracked forward from their frame, with
         `backward_tracking` also back from it. Gives tracks (B, T, N, 2) in pixels and visibility
         (B, T, N) bool.
+
+        `keypoints` (N,), whole numbers, say which of a body's keypoints the queries are, -1: none,
+        to a network with an embedding of keypoints. Left out, queries are plain points, also 17 of
+        one frame.
         """
         _check_video(video)
         _check_grid(grid_size, grid_query_frame, video.shape[1])
         frames = self._frames(video)
-        if queries is None and grid_size == 0:
+        if queries is None and grid_size == 0 and keypoints is None:
             return self._dense(video, frames, grid_query_frame, backward_tracking)
         if queries is not None:
             _check_queries(queries, len(video), video.shape[1])
             points = self._user_queries(video, queries)
+            table = getattr(self.model, 'keypoints', None)
+            check_keypoints(keypoints, points.shape[1], table)
         else:
+            if keypoints is not None:
+                raise ValueError('keypoints are of queries; give both or neither')
             points = self._grid(video, grid_size, grid_query_frame)
             if segm_mask is not None:
                 points = points[:, self._covered(segm_mask, video, points[0, :, 1:])]
         support = queries is not None or segm_mask is not None
-        return self._track(video, frames, points, support, backward_tracking)
+        return self._track(video, frames, points, support, backward_tracking, keypoints)
 
     def _covered(self, mask: Tensor, video: Tensor, xy: Tensor) -> Tensor:
         """Tell which points (N, 2) in model pixels a mask of the video covers."""
@@ -199,21 +217,27 @@ class CoTrackerPredictor(_Predictor):
         return torch.cat(tracks, dim=2), torch.cat(visible, dim=2)
 
     def _track(
-        self, video: Tensor, frames: Tensor, points: Tensor, support: bool, backward: bool
+        self,
+        video: Tensor,
+        frames: Tensor,
+        points: Tensor,
+        support: bool,
+        backward: bool,
+        keypoints: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Track points (B, N, 3) in model pixels; `support` adds a grid of helping points."""
         count, length = points.shape[1], frames.shape[1]
         queries = points
         if support and self.model.facts.support_grid:
             queries = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
-        tracks = self._run(frames, queries)
+        tracks = self._run(frames, queries, keypoints)
         seen = self.model.facts.visible_whole
         xy, visible = tracks.xy, seen(tracks.visibility, tracks.confidence)
         asked = points[:, None, :, 0].long()  # (B, 1, N)
         time = torch.arange(length, device=asked.device)[:, None]
         if backward:
             mirrored = torch.cat([length - 1 - queries[..., :1], queries[..., 1:]], dim=-1)
-            back = self._run(frames.flip(1), mirrored)
+            back = self._run(frames.flip(1), mirrored, keypoints)
             before = time < queries[:, None, :, 0]
             xy = torch.where(before[..., None], back.xy.flip(1), xy)
             visible = torch.where(before, seen(back.visibility, back.confidence).flip(1), visible)

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ RENAMES = (
     (r'\.to_(q|kv|out)\.', r'.\1.'),
     (r'\.attention\.proj\.', '.attention.out.'),
     (r'\.flow_head\.', '.head.'),
+    (r'^kp_emb$', 'keypoints.table'),
 )
 COMPUTED = ('time_emb', 'pos_emb')  # tables in the published files that are functions of a shape
 ONLINE_FRAMES = 16  # CoTracker 3: a longer time table belongs to the offline network
@@ -150,7 +152,25 @@ def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def origin_of(path: Path, noted: dict[str, str], published: bool = False) -> Origin:
     """Read the origin of weights off a file's metadata, else off its kind."""
     usual = PUBLISHED if published else Origin(UNKNOWN, path.name)
+    if mixture := mixture_of(path.name):
+        usual = replace(usual, provenance=f'{usual.provenance}, by the name of the file {mixture}')
     return Origin(noted.get('licence', usual.licence), noted.get('provenance', usual.provenance))
+
+
+def mixture_of(file: str) -> str:
+    """Tell what a file's name says of the data that weights were trained on: of
+    kubrics50_posetrack50_present.pth 'trained on 50 % kubrics, 50 % posetrack, keypoint embedding
+    present'; '' for other names. Shares must add up to 100.
+    """
+    found = re.match(r'((?:[a-z]+\d+_)*[a-z]+\d+)_(present|absent)((?:_[a-z]+)*)(?:[._]|$)', file)
+    if found is None:
+        return ''
+    parts = [re.fullmatch(r'([a-z]+?)(\d+)', part) for part in found[1].split('_')]
+    if sum(int(part[2]) for part in parts if part) != 100:
+        return ''
+    shares = ', '.join(f'{part[2]} % {part[1]}' for part in parts if part)
+    words = (found[2] + found[3]).replace('_', ' ')
+    return f'trained on {shares}, keypoint embedding {words}'
 
 
 def _model_of(
@@ -172,6 +192,8 @@ def _model_of(
     if table is not None and table.ndim == 3:
         window = table.shape[1]
     changes: dict[str, Any] = {'window': window}
+    if 'keypoints.table' in state:
+        changes['keypoints'] = len(state['keypoints.table'])
     if 'update.correlation.mlp.fc1.weight' in state:
         name = 'cotracker3_offline' if (window or 0) > ONLINE_FRAMES else 'cotracker3_online'
     elif 'transformer.virtual' in state:

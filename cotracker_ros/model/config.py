@@ -82,6 +82,7 @@ class Config:
     resize: str = 'aligned'  # how frames and points are brought to image_size: geometry.POINTS
     visible: VisibleRule = VisibleRule(0.6, with_confidence=True)  # noqa: RUF009 (frozen)
     support_grid: int = 5  # side of the grid of helping points that the papers add
+    keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
     interleave_points: bool = False  # the quirk of the first weights: see cotracker.interleave
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ class Config:
                 f'image_size {self.image_size} (H, W) must be multiples of {self.stride}'
                 f' and at least {least}'
             )
+        if self.keypoints < 0:
+            raise ValueError(f'keypoints is {self.keypoints}, it must be 0 (none) or their number')
         if self.window < 2 or self.window % 2:
             raise ValueError(f'window {self.window} must be even and at least 2')
 

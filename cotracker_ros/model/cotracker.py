@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from cotracker_ros.model.config import FRESH, VISIBLE_WHOLE, Config, ModelFacts
 from cotracker_ros.model.correlation import DotCorrelation, VolumeCorrelation
 from cotracker_ros.model.embeddings import (
+    KeypointEmbedding,
+    check_keypoints,
     displacement_encoding,
     motion_encoding,
     position_table,
@@ -70,6 +72,7 @@ class Stream:
     rows: Tensor | None = None  # (B, S / 2, P, C) pyramids of the frames already encoded
     template: Tensor | None = None  # of the points started so far
     last: Estimate | None = None  # results in the frames already encoded
+    keypoint: Tensor | None = None  # (B, N) numbers of a body's keypoints, -1: none
 
 
 def interleave(mask: Tensor, logit: Tensor, queried: Tensor, joined: Tensor) -> Tensor:
@@ -183,6 +186,9 @@ class CoTracker(nn.Module):
             self.update.token_size, self.update.delta_size,
             config.width, config.heads, config.depth, config.virtual,
         )  # fmt: skip
+        self.keypoints = None
+        if config.keypoints:
+            self.keypoints = KeypointEmbedding(config.keypoints, self.update.token_size)
 
     @property
     def facts(self) -> ModelFacts:
@@ -205,27 +211,45 @@ class CoTracker(nn.Module):
         """A weight, for its precision and device."""
         return self.transformer.head.weight
 
-    def track(self, video: Tensor, queries: Tensor, iterations: int = 6) -> Tracks:
+    def track(
+        self,
+        video: Tensor,
+        queries: Tensor,
+        iterations: int = 6,
+        keypoints: Tensor | None = None,
+    ) -> Tracks:
         """Track points through a video, without gradients.
 
         `video` (T, 3, H, W) has values 0 to 255 at `image_size`; `queries` (N, 3) are frame, x, y
-        in pixels. Raises ValueError for anything else. Before a point's frame the tracks are
-        whatever the network says, as published.
+        in pixels; `keypoints` (N,) the numbers of a body's keypoints that they are, -1: none, for
+        networks with an embedding of keypoints. Raises ValueError for anything else. Before a
+        point's frame the tracks are whatever the network says, as published.
         """
         video, queries = torch.as_tensor(video), torch.as_tensor(queries)
         check_clip(video, queries, self.image_size)
         with torch.no_grad():
-            tracks = self(video[None], queries[None], iterations)
+            numbers = None if keypoints is None else torch.as_tensor(keypoints)
+            check_keypoints(numbers, len(queries), self.keypoints)
+            numbers = None if numbers is None else numbers[None].to(queries.device)
+            tracks = self(video[None], queries[None], iterations, numbers)
         return Tracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
 
-    def forward(self, video: Tensor, queries: Tensor, iterations: int = 6) -> Tracks:
-        """Track points through clips (B, T, 3, H, W), queries (B, N, 3); differentiable."""
+    def forward(
+        self,
+        video: Tensor,
+        queries: Tensor,
+        iterations: int = 6,
+        keypoints: Tensor | None = None,
+    ) -> Tracks:
+        """Track points through clips (B, T, 3, H, W), queries (B, N, 3), keypoints (B, N);
+        differentiable.
+        """
         frames = video.shape[1]
         first = self.config.window if self.config.sliding else frames
         pieces = [video[:, :first]]
         if frames > first:
             pieces += video[:, first:].split(first // 2, dim=1)
-        stream, results = Stream(queries.to(self.weight)), []
+        stream, results = Stream(queries.to(self.weight), keypoint=keypoints), []
         for piece in pieces:
             estimates, stream = self.advance(stream, piece, iterations)
             # A window overwrites the frames it shares with the one before.
@@ -287,6 +311,7 @@ class CoTracker(nn.Module):
             estimate = replace(estimate, xy=estimate.xy.detach())
             corr = self._compare(read, estimate, template)
             tokens = self.update.tokens(estimate, start, known, corr) + time
+            tokens = self.named(tokens, stream.keypoint)
             estimate = self.update.apply_delta(estimate, self.transformer(tokens, shown))
             estimates.append(estimate.over(slice(real)))
         if self.config.drop_unstarted:
@@ -297,8 +322,16 @@ class CoTracker(nn.Module):
 
         half = window // 2
         last = estimates[-1].over(slice(half, None))
-        following = Stream(stream.queries, stream.start + half, rows[:, half:], template, last)
+        following = replace(
+            stream, start=stream.start + half, rows=rows[:, half:], template=template, last=last
+        )
         return estimates, following
+
+    def named(self, tokens: Tensor, keypoint: Tensor | None) -> Tensor:
+        """Add to tokens (B, N, S, D) which keypoints (B, N) of a body their points are."""
+        if self.keypoints is None or keypoint is None:
+            return tokens
+        return tokens + self.keypoints(keypoint)
 
     def _compare(self, read: Read, estimate: Estimate, template: Tensor) -> Tensor:
         """Correlate (B, N, S, E), few points at a time: patches are far larger than results."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos(position: Tensor, size: int) -> Tensor:
@@ -70,3 +70,43 @@ def motion_encoding(xy: Tensor, extent: tuple[int, int]) -> Tensor:
     angle = motion[..., None, :] * motion.new_tensor([2.0**i for i in range(10)])[:, None]
     angle = angle.flatten(-2)
     return torch.cat([motion, angle.sin(), angle.cos()], dim=-1)
+
+
+KEYPOINT_SCALE = 0.1  # standard deviation of fresh keypoint embeddings
+
+
+class KeypointEmbedding(nn.Module):
+    """What is added to the tokens of points that are a body's keypoints, by their number."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(KEYPOINT_SCALE * torch.randn(count, 1, width))
+
+    def forward(self, keypoint: Tensor) -> Tensor:
+        """Embed numbers (..., N) as (..., N, 1, width), 0 for plain points, whose number is -1.
+
+        A number beyond the table counts as its last.
+        """
+        named = (keypoint >= 0)[..., None, None]
+        rows = self.table[keypoint.long().clamp(0, len(self.table) - 1)]
+        return rows * named.to(rows.dtype)
+
+
+def check_keypoints(keypoint: Tensor | None, points: int, table: KeypointEmbedding | None) -> None:
+    """Raise ValueError for numbers (points,) of keypoints that a network cannot take."""
+    if keypoint is None:
+        return
+    if table is None:
+        raise ValueError('this network has no keypoint embedding; leave the keypoints out')
+    if tuple(keypoint.shape) != (points,) or keypoint.is_floating_point():
+        raise ValueError(
+            f'keypoints must be {points} whole numbers; got {tuple(keypoint.shape)} of'
+            f' {keypoint.dtype}'
+        )
+    count = len(table.table)
+    wrong = keypoint[(keypoint < -1) | (keypoint >= count)]
+    if len(wrong):
+        raise ValueError(
+            f'{int(wrong[0])} is no keypoint of this network: they go from 0 to {count - 1},'
+            ' and -1 is a plain point'
+        )

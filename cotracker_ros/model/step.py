@@ -83,6 +83,8 @@ class WindowedStep(Step):
         self.iterations = iterations
         self.image_size = model.image_size
         self.window = model.config.window
+        if model.keypoints is not None:
+            self.takes = (*spec.REQUIRED, 'keypoint')
         time = time_table(self.window, self.window, model.update.token_size)
         self.register_buffer('time', time.to(model.weight), persistent=False)
         # A mask of CoTracker 2, 1 where a track is still open: nowhere but in the newest frame.
@@ -137,6 +139,7 @@ class WindowedStep(Step):
             corr = torch.cat([past_corr, self._correlate(read, newest, template)], dim=2)
             estimate = past.followed_by(newest)
             tokens = update.tokens(estimate, start, known, corr) + self.time
+            tokens = model.named(tokens, inputs.get('keypoint'))
             newest = update.apply_delta(newest, model.transformer(tokens, live, wanted=1))
 
         # In its own frame a point is where it was asked for, and seen.

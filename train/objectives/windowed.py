@@ -43,7 +43,7 @@ def window_losses(
     video = clips.video.movedim(-1, 2)
     asked = clips.tracks.gather(1, clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2))[:, 0]
     queries = torch.cat([clips.query_frame[..., None].to(asked.dtype), asked], -1)
-    stream, windows = Stream(queries), []
+    stream, windows = Stream(queries, keypoint=clips.keypoint), []
     for piece in pieces(video, model.config.window, model.config.sliding):
         start, (estimates, stream) = stream.start, model.advance(stream, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)

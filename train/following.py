@@ -1,0 +1,163 @@
+"""How well people are followed between the answers of a slow pose detector.
+
+    python train/following.py VIDEO ... --detector 'COMMAND' --output runs/following.json
+
+The detector (see examples/blazepose.py) answers every frame once; at 1, 2, 5 and 10 answers a
+second all others are kept from the tracker, and are what it is measured against: the distance from
+the detector's own answer in frames that were not given, beside holding the last answer still and
+Lucas-Kanade from it. There is no truth here: the detector's trembling is in every row alike.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+if not __package__:  # run as a script: the folder above holds the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from cotracker_ros.demo.video import VideoError, open_video
+from cotracker_ros.engines import EngineError
+from cotracker_ros.follow import Follower
+from cotracker_ros.streaming import StreamingTracker
+from examples.follow_people import Detector
+
+RATES = (1.0, 2.0, 5.0, 10.0)  # answers a second
+SURE = 0.5  # score from which the detector is believed
+
+Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Video (T, H, W, 3), answers (T, 17, 3), given (T,) bool -> positions (T, 17, 2), NaN: none."""
+
+
+def known(answers: np.ndarray) -> np.ndarray:
+    """Return the places (..., 17, 2) of answers (..., 17, 3), NaN where the detector is unsure."""
+    return np.where(answers[..., 2:] >= SURE, answers[..., :2], np.nan)
+
+
+def hold(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Everybody stays where the last answer was."""
+    last = np.maximum.accumulate(np.where(given, np.arange(len(given)), 0))
+    return known(answers)[last]
+
+
+def lucas_kanade(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Pyramidal Lucas-Kanade from frame to frame, from each answer on."""
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
+    xy, places = known(answers), np.full((*answers.shape[:2], 2), np.nan)
+    for t in range(len(video)):
+        if given[t]:
+            places[t] = xy[t]
+            continue
+        seen = np.flatnonzero(np.isfinite(places[t - 1]).all(1))
+        if len(seen):
+            start = places[t - 1, seen].astype(np.float32)[:, None]
+            moved, _, _ = cv2.calcOpticalFlowPyrLK(
+                grey[t - 1], grey[t], start, np.empty_like(start), winSize=(21, 21), maxLevel=3
+            )
+            places[t, seen] = moved[:, 0]
+    return places
+
+
+def tracked(model: str, fps: float, threads: int) -> Method:
+    """Our tracker, which each answer corrects."""
+    tracker = StreamingTracker(model, 17, threads=threads)
+
+    def run(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
+        tracker.reset()
+        follower = Follower(tracker, SURE, patience=3.0)
+        places = np.full((*answers.shape[:2], 2), np.nan)
+        for t, frame in enumerate(video):
+            if given[t] and np.isfinite(answers[t]).all():
+                follower.correct(answers[t][None], t / fps)
+            for pose in follower.track(frame, t / fps):
+                places[t] = pose.xy
+        return places
+
+    return run
+
+
+def score(places: np.ndarray, answers: np.ndarray, given: np.ndarray) -> dict[str, float]:
+    """Return the median distance from the answers that were not given, in percent of the person's
+    size, and the share within 10 %.
+
+    Counted are keypoints of which the last answer was sure and that the detector is sure of.
+    """
+    xy = known(answers)
+    with np.errstate(all='ignore'):
+        size = np.nanmax(np.nanmax(xy, 1) - np.nanmin(xy, 1), -1)
+    counted = ~given[:, None] & np.isfinite(xy).all(-1)
+    counted &= np.isfinite(hold(places, answers, given)).all(-1) & (size > 0)[:, None]
+    error = np.linalg.norm(places - xy, axis=-1) / size[:, None]
+    error = np.where(np.isfinite(error), error, np.inf)[counted]  # no track: wrong
+    return {
+        'median': 100 * float(np.median(error)) if len(error) else float('nan'),
+        'within 10 %': 100 * float((error < 0.1).mean()) if len(error) else float('nan'),
+        'counted': len(error),
+    }
+
+
+def detect(path: Path, detector: Detector, frames: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return a video (T, H, W, 3), at most 640 px wide, the first person (T, 17, 3) that the
+    detector finds in every frame, NaN: none, and the frames a second.
+    """
+    video = open_video(str(path))
+    images, answers = [], []
+    for image in islice(video.frames, frames):
+        scale = min(1.0, 640 / image.shape[1])
+        size = round(scale * image.shape[1]), round(scale * image.shape[0])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        found = detector.find(image)
+        images.append(image)
+        answers.append(found[0] if len(found) else np.full((17, 3), np.nan))
+    return np.stack(images), np.stack(answers), video.fps
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description='Measure following between detections.')
+    parser.add_argument('videos', type=Path, nargs='+')
+    parser.add_argument('--detector', required=True, help='its command')
+    parser.add_argument('--model', default='realtime', help='shipped name or file [realtime]')
+    parser.add_argument('--frames', type=int, default=120, help='of each video, at most [120]')
+    parser.add_argument('--threads', type=int, default=0, help='of the runtime; 0: automatic')
+    parser.add_argument('--output', type=Path, default=Path('runs/following.json'))
+    args = parser.parse_args()
+    rows = []
+    try:
+        detector = Detector(args.detector)
+        for path in args.videos:
+            video, answers, fps = detect(path, detector, args.frames)
+            methods = {
+                'still': hold,
+                'Lucas-Kanade': lucas_kanade,
+                'tracker': tracked(args.model, fps, args.threads),
+            }
+            for rate in RATES:
+                due = np.arange(len(video)) * rate / fps
+                given = np.diff(np.floor(due + 1e-6), prepend=-1) > 0
+                for name, run in methods.items():
+                    result = score(run(video, answers, given), answers, given)
+                    rows.append({'video': path.name, 'rate': rate, 'method': name, **result})
+                    print(rows[-1], flush=True)
+        detector.close()
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(rows, indent=1) + '\n')
+    except (VideoError, EngineError, ValueError, OSError) as error:
+        print(f'following: {error}', file=sys.stderr)
+        return 1
+    for rate in RATES:
+        for name in ('still', 'Lucas-Kanade', 'tracker'):
+            own = [r for r in rows if r['rate'] == rate and r['method'] == name and r['counted']]
+            if own:
+                mean = {k: np.mean([r[k] for r in own]) for k in ('median', 'within 10 %')}
+                print(f'{rate:g}/s {name}: ' + ', '.join(f'{k} {v:.1f}' for k, v in mean.items()))
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
