@@ -382,6 +382,31 @@ def test_posetrack_for_training(tmp_path, rng):
         list(readers.posetrack(tmp_path, starts=starts))
 
 
+def test_posetrack_as_a_source_of_training(tmp_path, rng):
+    torch = pytest.importorskip('torch')
+    from train.data.batch import BatchConfig
+    from train.data.sources import PoseTrackSource
+
+    content = write_posetrack(tmp_path, rng)
+    notes = [note for note in content['annotations'] if note['image_id'] != 102]
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+    path.write_text(json.dumps({**content, 'annotations': notes}))
+    source = PoseTrackSource(str(tmp_path), (24, 32), 3, BatchConfig(clips=2), seed=1)
+    clips = source.batch(5)
+    assert clips.video.shape == (2, 3, 24, 32, 3) and clips.tracks.shape == (2, 3, 17, 2)
+    # Only person 7 in frame 1 has three frames before the end; frame 2 is not labelled.
+    assert clips.keypoint[0].tolist() == [0, *[-1] * 8, 9, *[-1] * 7]
+    assert clips.instance[0, [0, 9, 1]].tolist() == [0, 0, -1]
+    assert clips.known[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
+    assert not clips.known[0, :, 1:9].any() and not clips.visible[0, :, 1:9].any()
+    assert clips.tracks[0, :, 0].tolist() == [[4.75, 2.25], [9.75, 2.25], [14.75, 2.25]]
+    again = source.batch(5)
+    assert torch.equal(again.video, clips.video) and torch.equal(again.tracks, clips.tracks)
+    late = PoseTrackSource(str(tmp_path), (24, 32), 4, BatchConfig(), seed=1)
+    with pytest.raises(DataError, match='nobody who is labelled 4 frames before their end'):
+        late.batch(0)
+
+
 def test_posetrack_maps_joints_by_the_names_of_its_category(tmp_path, rng):
     content = write_posetrack(tmp_path, rng)
     path = tmp_path / 'annotations' / 'val' / 'a.json'

@@ -31,6 +31,7 @@ class TrainConfig:
     sources: dict[str, float] = field(default_factory=lambda: {'procedural': 1.0})
     kubric: str = ''  # folder of the source kubric
     labels: str = ''  # folder or URL of the source pseudo_labels
+    posetrack: str = ''  # folder of the source posetrack
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
     textures: str = ''  # folder of photographs for scenes to wear
     videos: str = ''  # folder of free videos that the source photo takes cut-outs from

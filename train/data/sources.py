@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from train.data.batch import BatchConfig, Clips
 from train.data.clip import Clip, DataError
 from train.data.mixture import Mixture, Source
 from train.data.readers.kubric import kubric_sequences, read_kubric
+from train.data.readers.posetrack import COUNT, clip_of, posetrack_files, read_sequence
 from train.data.readers.pseudo_labels import PseudoLabels
 from train.data.synthetic.photo_scenes import PhotoScenes, video_cutouts
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
@@ -182,6 +184,76 @@ class Fitted:
         return clips
 
 
+class PoseTrackSource:
+    """Clips of one person each from PoseTrack, 17 points in COCO's order, unlabelled frames masked
+    (readers/posetrack.py). Keypoints that a clip never shows are plain points that no loss counts.
+    """
+
+    name = 'posetrack'
+
+    def __init__(
+        self, root: str, size: tuple[int, int], frames: int, batch: BatchConfig, seed: int
+    ):
+        self.root, self.files = Path(root), posetrack_files(root)
+        self.size, self.frames, self.config, self.seed = size, frames, batch, seed
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run. Raises DataError where hardly a sequence will do."""
+        rng = np.random.default_rng((self.seed, index))
+        return Clips.join([self.clip(rng) for _ in range(self.config.clips)])
+
+    def clip(self, rng: np.random.Generator) -> Clips:
+        """A random person from a random labelled frame on, as a batch of one."""
+        for _ in range(TRIES):
+            path = self.files[int(rng.integers(len(self.files)))]
+            sequence = read_sequence(path)
+            last = len(sequence.images) - self.frames  # the latest that leaves frames enough
+            begins = [
+                (person, t)
+                for person, marks in sequence.people.items()
+                for t, mark in marks.items()
+                if t <= last and mark.visible.any()
+            ]
+            if begins:
+                person, t = begins[int(rng.integers(len(begins)))]
+                asked = {person: np.full(COUNT, t)}
+                part = clip_of(self.root, path.stem, sequence, asked, self.size, self.frames)
+                if part is not None and part.pose is not None:
+                    return whole_person(part, part.pose.keypoint)
+        raise DataError(
+            f'{self.root}: {TRIES} sequences in a row have nobody who is labelled '
+            f'{self.frames} frames before their end'
+        )
+
+
+def whole_person(clip: Clip, keypoint: np.ndarray) -> Clips:
+    """A batch of one clip with 17 points, of which those of keypoints (N,) are told."""
+    frames = len(clip.video)
+    tracks, query = np.zeros((frames, COUNT, 2), np.float32), np.zeros(COUNT, np.int64)
+    visible, known = np.zeros((frames, COUNT), bool), np.zeros((frames, COUNT), bool)
+    number, instance = np.full(COUNT, -1), np.full(COUNT, -1)
+    tracks[:, keypoint], visible[:, keypoint] = clip.tracks, clip.visible
+    known[:, keypoint] = clip.visible if clip.known is None else clip.known
+    query[keypoint], number[keypoint], instance[keypoint] = clip.queries[:, 0], keypoint, 0
+    parts = (clip.video, tracks, visible, query, number, instance, known)
+    return Clips(*(torch.from_numpy(part)[None] for part in parts))
+
+
+def people(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source that renders people: 17 points a clip, keypoints of whom it shows."""
+    textures = read_photographs(config.textures)
+    scene = replace(config.scene, people=1.0)
+    source = ProceduralSource(scene, replace(config.batch, points=COUNT), seed, device, textures)
+    source.name = 'people'
+    return source
+
+
+def posetrack(config: TrainConfig, seed: int, device: str) -> Source:
+    """Build the source that reads PoseTrack; DataError where the folder holds none."""
+    scene = config.scene
+    return PoseTrackSource(config.posetrack, scene.size, scene.frames, config.batch, seed)
+
+
 def procedural(config: TrainConfig, seed: int, device: str) -> Source:
     """Build the source that renders; ValueError where the photographs cannot be read."""
     textures = read_photographs(config.textures)
@@ -218,6 +290,8 @@ SOURCES: dict[str, Callable[[TrainConfig, int, str], Source]] = {
     'procedural': procedural,
     'photo': photo,
     'kubric': kubric,
+    'people': people,
+    'posetrack': posetrack,
     'pseudo_labels': pseudo_labels,
 }
 
@@ -236,7 +310,12 @@ def mixture(
     unknown = config.sources.keys() - SOURCES.keys()
     if unknown:
         raise ValueError(f'no source {", ".join(sorted(unknown))}; there are {", ".join(SOURCES)}')
-    for name, folder in (('kubric', config.kubric), ('pseudo_labels', config.labels)):
+    folders = {
+        'kubric': config.kubric,
+        'posetrack': config.posetrack,
+        'pseudo_labels': config.labels,
+    }
+    for name, folder in folders.items():
         if folder and name not in config.sources:
             raise ValueError(f'{folder} is named, but sources gives {name} no share')
     sources = [SOURCES[name](config, seed, device) for name in config.sources]

@@ -73,10 +73,7 @@ def posetrack(
     seen]}, SEQUENCE the file's name without .json, frames counted from 0: a keypoint is asked for
     in the first frame that shows it from there on, and people without a start are left out.
     """
-    root = Path(root)
-    files = sorted((root / 'annotations').rglob('*.json'))
-    if not files:
-        raise DataError(f'{root}: no annotations/**/*.json, so this is no PoseTrack folder')
+    root, files = Path(root), posetrack_files(root)
     begin = None if starts is None else read_starts(starts)
     for path in files:
         sequence = read_sequence(path)
@@ -84,9 +81,17 @@ def posetrack(
         if begin is not None:
             told = begin.get(path.stem, {})
             asked = {person: told[person] for person in sequence.people if person in told}
-        clip = _clip(root, path.stem, sequence, asked, size, max_frames)
+        clip = clip_of(root, path.stem, sequence, asked, size, max_frames)
         if clip is not None:
             yield clip
+
+
+def posetrack_files(root: str | Path) -> list[Path]:
+    """Return the annotations below root, by name."""
+    files = sorted((Path(root) / 'annotations').rglob('*.json'))
+    if not files:
+        raise DataError(f'{root}: no annotations/**/*.json, so this is no PoseTrack folder')
+    return files
 
 
 def read_starts(path: str | Path) -> dict[str, dict[int, np.ndarray]]:
@@ -196,7 +201,7 @@ def _extent(xy: np.ndarray) -> tuple[float, float]:
     return float(width), float(height)
 
 
-def _clip(
+def clip_of(
     root: Path,
     name: str,
     sequence: Sequence,
@@ -204,7 +209,9 @@ def _clip(
     size: tuple[int, int] | None,
     max_frames: int | None,
 ) -> Clip | None:
-    """Return the clip of a sequence; None where no keypoint is to be asked for."""
+    """Return the clip of those people of a sequence for whom `asked` has start frames (17,); None
+    where no keypoint is to be asked for. Else as `posetrack`.
+    """
     shape = len(sequence.images), len(asked) * COUNT
     xy = np.zeros((*shape, 2), np.float32)
     known, visible = np.zeros(shape, bool), np.zeros(shape, bool)
