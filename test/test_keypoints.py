@@ -157,3 +157,26 @@ def test_the_step_takes_keypoints_where_the_network_has_them(model, plain):
     told = run(step, [3, -1, -1, -1])
     assert not torch.allclose(told[1:, 0], untold[1:, 0], atol=1e-3)
     torch.testing.assert_close(run(step, [3, -1, 8, 16]), told, rtol=0, atol=1e-5)  # not live
+
+
+def test_the_real_time_model_is_told_in_the_same_way(tmp_path):
+    torch.manual_seed(2)
+    size, few = (96, 128), {'encoder': 'pyramid', 'width': 32, 'heads': 2, 'virtual': 4}
+    model = build_model('realtime', size, keypoints=17, **few).eval()
+    assert model.keypoints.table.shape == (17, 1, 32)
+    plain = build_model('realtime', size, **few).eval()
+    assert plain.keypoints is None and 'keypoint' not in build_step(plain).takes
+    state = model.state_dict()
+    plain.load_state_dict({n: v for n, v in state.items() if n != 'refiner.keypoints.table'})
+    clip = torch.from_numpy(video(5)[:, :96, :128]).permute(0, 3, 1, 2).float()
+    ask = torch.tensor([[0, 40.0, 50], [0, 90, 30]])
+    without = plain.track(clip, ask)
+    same = model.track(clip, ask, keypoints=torch.tensor([-1, -1]))
+    torch.testing.assert_close(same.xy, without.xy, rtol=0, atol=0)
+    told = model.track(clip, ask, keypoints=torch.tensor([9, -1]))
+    assert not torch.equal(told.visibility[1:, 0], without.visibility[1:, 0])
+    with pytest.raises(ValueError, match='no keypoint embedding'):
+        plain.track(clip, ask, keypoints=torch.tensor([9, -1]))
+    path = tmp_path / 'body.safetensors'
+    save_file(state, path, checkpoint_metadata(model))
+    assert load_checkpoint(path, size).config.keypoints == 17

@@ -186,7 +186,9 @@ def _model_of(
     if any(key.startswith('refiner.') for key in state):
         from cotracker_ros.model.realtime import encoder_of
 
-        return build_model('realtime', size, encoder=encoder_of(state))
+        table = state.get('refiner.keypoints.table')
+        count = 0 if table is None else len(table)
+        return build_model('realtime', size, encoder=encoder_of(state), keypoints=count)
     table = state.get('time_emb')
     window = _named(noted, file, 'window')
     if table is not None and table.ndim == 3:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import Tracks
+from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder
@@ -59,6 +60,7 @@ class RealtimeConfig:
     recent_fit: float = 0.85  # the same of the recent patch
     nearby: float = 8.0  # px that alignment may move a point by
     redetection_threshold: float = 0.7  # probability above which a lost point is taken back
+    keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
 
 
 # The shape of the weights that were shipped before version 0.2.
@@ -243,6 +245,7 @@ class Refiner(nn.Module):
         axis = torch.arange(-config.radius, config.radius + 1.0)
         offsets = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), -1).view(-1, 2)
         self.register_buffer('offsets', offsets, persistent=False)
+        self.keypoints = KeypointEmbedding(config.keypoints, width) if config.keypoints else None
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -255,12 +258,18 @@ class Refiner(nn.Module):
         return 2 * self.config.width * self.config.depth
 
     def forward(
-        self, maps: list[Tensor], motion: Motion, masks: Masks, past: list[Tensor], iterations: int
+        self,
+        maps: list[Tensor],
+        motion: Motion,
+        masks: Masks,
+        past: list[Tensor],
+        iterations: int,
+        keypoint: Tensor | None = None,
     ) -> Refined:
         """Refine `iterations` times.
 
         maps: per level correlation maps (G F N, 2, h, w); past: per iteration (G, N, window - 1,
-        cache_width).
+        cache_width); keypoint (G, N): numbers of a body's keypoints, -1: none.
         """
         c = self.config
         xy = motion.xy + c.momentum * motion.velocity
@@ -291,6 +300,8 @@ class Refiner(nn.Module):
                 -1,
             )
             x = self.embed(inputs)
+            if self.keypoints is not None and keypoint is not None:
+                x = x + self.keypoints(keypoint).transpose(1, 2)
             virtual = self.virtual.expand(*x.shape[:2], -1, -1)
             kept = []
             for block, cache in zip(
@@ -475,6 +486,11 @@ class RealtimeTracker(HalfPrecisionEncoder):
             not_streamable='', origin=self.origin,
         )  # fmt: skip
 
+    @property
+    def keypoints(self) -> KeypointEmbedding | None:
+        """The embedding of a body's keypoints, if the network has one."""
+        return self.refiner.keypoints
+
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features (B, C, H/s, W/s), fine to coarse, of pictures (B, h, w, 3) uint8 RGB of
         `image_scale` times the model's size.
@@ -595,18 +611,20 @@ class RealtimeTracker(HalfPrecisionEncoder):
         past: list[Tensor],
         here: Tensor,
         live: Tensor,
+        keypoint: Tensor | None = None,
     ) -> Advanced:
         """Track points into a new frame; one refinement for every cache in `past`.
 
         features per level (B, C, h, w); pictures as `PatchAligner.pictures`; here (B, M) bool:
-        queried in this very frame, so that a point is where it was put; live (B, M) bool. A point
-        of age 0 has no patch yet: it is cut where the point is found in this frame.
+        queried in this very frame, so that a point is where it was put; live (B, M) bool; keypoint
+        (B, M), the number of a body's keypoint, -1: none. A point of age 0 has no patch yet: it is
+        cut where the point is found in this frame.
         """
         c, new = self.config, points.age == 0
         templates = torch.stack([points.template, points.recent], 2)
         maps = self.correlate(features, templates[:, None])
         masks = Masks.build(points.age[:, None], live[:, None], c.window)
-        refined = self.refiner(maps, points.motion, masks, past, len(past))
+        refined = self.refiner(maps, points.motion, masks, past, len(past), keypoint)
         estimate, visibility, confidence = (x[:, 0] for x in refined.estimates[-1])
         token, best = refined.token[:, 0], BestPlaces(*(x[:, 0] for x in refined.best))
 
@@ -660,14 +678,21 @@ class RealtimeTracker(HalfPrecisionEncoder):
         )
 
     @torch.no_grad()
-    def track(self, video: Tensor, queries: Tensor, iterations: int | None = None) -> Tracks:
+    def track(
+        self,
+        video: Tensor,
+        queries: Tensor,
+        iterations: int | None = None,
+        keypoints: Tensor | None = None,
+    ) -> Tracks:
         """Track queries (N, 3) = t, x, y px through a video (T, 3, H, W) 0..255 at
-        `image_size`, frame by frame.
+        `image_size`, frame by frame; keypoints (N,) as `CoTracker.track` has them.
 
         Before a point's query frame: the query position, visibility and confidence 0.
         """
         from cotracker_ros.model.realtime_step import RealtimeStep
 
+        check_keypoints(keypoints, len(queries), self.keypoints)
         step = RealtimeStep(self, iterations or self.config.iterations)
         picture_size = [n * step.image_scale for n in self.image_size]
         count, state = len(queries), step.initial_state(1, len(queries))
@@ -683,6 +708,8 @@ class RealtimeTracker(HalfPrecisionEncoder):
                 'image': image, 'query_xy': queries[None, :, 1:].float(), 'query': now,
                 'query_age': age, 'live': begun,
             }  # fmt: skip
+            if keypoints is not None:
+                inputs['keypoint'] = keypoints[None].to(video.device)
             out, state = step(inputs, state)
             xy = torch.where(begun[..., None], out['xy'], queries[None, :, 1:].to(out['xy'].dtype))
             rows.append((xy[0], out['visibility'][0], out['confidence'][0]))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cotracker_ros.engines import spec
 from cotracker_ros.model.realtime import Points, RealtimeTracker
 from cotracker_ros.model.step import Step
 
@@ -23,6 +24,8 @@ class RealtimeStep(Step):
         self.image_size = model.image_size
         self.image_scale = model.config.image_scale
         self.window = model.config.window
+        if model.keypoints is not None:
+            self.takes = (*spec.REQUIRED, 'keypoint')
         self.iterations = iterations or model.config.iterations
         self.sizes = [tuple(n // s for n in self.image_size) for s in model.config.strides]
         counts = [height * width for height, width in self.sizes]
@@ -67,7 +70,9 @@ class RealtimeStep(Step):
         points = Points(*(state[name] for name in Points._fields))
         points = points.started(query, query_xy, template)
         past = [state[f'past{k}'] for k in range(self.iterations)]
-        result = self.model.advance_frame(features, pictures, points, past, here, live)
+        result = self.model.advance_frame(
+            features, pictures, points, past, here, live, inputs.get('keypoint')
+        )
 
         used = live.float()
         kept = result.points._replace(

@@ -190,7 +190,7 @@ def roll_out(
         )
         starts.append((*points.motion, points.template[:, None], points.recent[:, None]))
         pictures = model.aligner.pictures(clips.video[:, t])
-        result = model.advance_frame(current, pictures, points, past, now, begun)
+        result = model.advance_frame(current, pictures, points, past, now, begun, clips.keypoint)
         points, past = result.points, result.past
         results.append(
             (
@@ -207,9 +207,13 @@ def roll_out(
 
 
 def refine_all(
-    model: RealtimeTracker, features: list[Tensor], record: Rollout, iterations: int
+    model: RealtimeTracker,
+    features: list[Tensor],
+    record: Rollout,
+    iterations: int,
+    keypoint: Tensor | None = None,
 ) -> Refined:
-    """Refine all frames in parallel from the recorded starts."""
+    """Refine all frames in parallel from the recorded starts; keypoint (G, N) as in `Clips`."""
     count, _, points = record.age.shape
     maps = model.correlate(
         [f.flatten(0, 1) for f in features], torch.stack([record.template, record.recent], 3)
@@ -218,7 +222,8 @@ def refine_all(
     empty = torch.zeros(
         count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
     )
-    return model.refiner(maps, record.motion, masks, [empty] * iterations, iterations)
+    caches = [empty] * iterations
+    return model.refiner(maps, record.motion, masks, caches, iterations, keypoint)
 
 
 def refresh(
@@ -275,7 +280,8 @@ def realtime_losses(
         features, record, matching = refresh(
             model, features, clips, record, frames.to(clips.video.device)
         )
-    estimates = refine_all(model, features, record, iterations).estimates
+    refined = refine_all(model, features, record, iterations, clips.keypoint)
+    estimates = refined.estimates
     counted, start = (record.age > 0) & clips.known, record.motion.xy
     body = clips.keypoint, clips.instance
     losses = tracking_loss(estimates, clips.tracks, clips.visible, counted, start, loss, *body)
