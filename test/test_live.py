@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from cotracker_ros.live import server as live_server
 from cotracker_ros.live.__main__ import main
 from cotracker_ros.live.frames import MAX_WIDTH, Frame, pack
 from cotracker_ros.live.node import NotAvailable
@@ -246,7 +248,10 @@ def test_commands_reach_the_node_and_its_refusals_the_browser():
     asyncio.run(run())
 
 
-def test_a_slow_browser_delays_nobody_and_gets_the_newest_frame():
+def test_a_slow_browser_delays_nobody_and_gets_the_newest_frame(monkeypatch):
+    packed = []
+    monkeypatch.setattr(live_server, 'pack', lambda f: packed.append(f.number) or pack(f))
+
     async def frame_of(channel) -> dict:
         while True:
             message = await asyncio.wait_for(channel.receive(), 20)
@@ -265,8 +270,15 @@ def test_a_slow_browser_delays_nobody_and_gets_the_newest_frame():
                 assert (await frame_of(fast))['number'] == number
                 await fast.send_str('{"do": "shown"}')
             assert (await frame_of(slow))['number'] == 1
+            assert packed == list(range(1, 31))  # once each, for both
+            await fast.close()
+            for number in range(31, 41):  # nobody is ready: nothing is packed
+                server.offer(frame(number))
+                await asyncio.sleep(0)
+            assert packed[-1] == 30
             await slow.send_str('{"do": "shown"}')
-            assert (await frame_of(slow))['number'] == 30
+            assert (await frame_of(slow))['number'] == 40
+            assert packed[30:] == [40]
 
     asyncio.run(run())
 
@@ -442,3 +454,17 @@ def test_an_open_address_makes_a_token(start_tracker):
         assert len(live.url.partition('?token=')[2]) >= 20
     finally:
         assert live.end() == 0
+
+
+def test_demo_with_a_live_view(tmp_path):
+    command = [sys.executable, '-m', 'cotracker_ros.demo', '--live', '--port', '0']
+    command += ['--output', str(tmp_path), '--grid', '2', '--rate', '5']
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(line.split()[-1] for line in demo.stdout if 'http' in line)
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            assert b'cotracker_ros live' in answer.read()
+    finally:
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 0, errors
