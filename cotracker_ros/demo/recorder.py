@@ -82,10 +82,11 @@ class Recorder(Node):
         published = np.array([self.published[t] for t in stamps.tolist()])
         return {'stamps': stamps, 'ids': ids, 'xy': xy, 'flags': flags, 'published': published}
 
-    def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float) -> str:
+    def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float, speed: float) -> str:
         """Write overlay.mp4 and overlay.png of the frames that were tracked; returns the codec.
 
-        `fps`: of all images; where only some were tracked, motion keeps its speed.
+        `fps`: of all images; where only some were tracked, motion keeps its speed. `speed`: how
+        much faster than it was played the video is shown.
         """
         shown = [t for t, stamp in enumerate(table['stamps'].tolist()) if stamp in self.pictures]
         if not shown:
@@ -104,7 +105,7 @@ class Recorder(Node):
             return draw_tracks(picture, xy[past], visible[past], table['ids'], tail=TAIL)
 
         fps *= len(shown) / len(self.pictures)
-        times = ((table['stamps'][shown] - table['stamps'][shown[0]]) * 1e-9).tolist()
+        times = ((table['stamps'][shown] - table['stamps'][shown[0]]) * 1e-9 / speed).tolist()
         codec = write_video(folder / 'overlay.mp4', (frame(t) for t in shown), fps, times)
         chosen = np.unique(np.linspace(0, len(shown) - 1, SHEET).round().astype(int))
         small = [_shrink(frame(shown[i]), SHEET_WIDTH) for i in chosen]
@@ -143,6 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--fps', type=float, required=True)
+    parser.add_argument('--speed', type=float, default=1.0)
     arguments = parser.parse_args()
     init([])
     recorder = Recorder()
@@ -165,7 +167,7 @@ def main() -> int:
     np.savez_compressed(arguments.output / 'tracks.npz', **table)
     figures = summary(recorder, table)
     try:
-        figures['codec'] = recorder.draw(table, arguments.output, arguments.fps)
+        figures['codec'] = recorder.draw(table, arguments.output, arguments.fps, arguments.speed)
     except (OSError, ValueError, cv2.error) as error:  # the tracks are there all the same
         figures['no overlay'] = str(error)
     say(json.dumps(figures))

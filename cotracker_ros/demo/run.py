@@ -161,6 +161,7 @@ def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tupl
     node = ['cotracker_ros', '--ros-args', '-p', f'model:={arguments.model}']
     node += ['-p', f'engine:={arguments.engine}', '-p', f'initial_grid:={arguments.grid}']
     recorder = ['cotracker_ros.demo.recorder', '--output', output, '--fps', shown_at]
+    recorder += ['--speed', shown_at / video.fps]
     processes = []
     try:
         for name, command, environment in (
