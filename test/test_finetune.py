@@ -23,10 +23,7 @@ from train.objectives.realtime import RealtimeRecipe  # noqa: E402
 from train.train import Run  # noqa: E402
 
 SHAPES = {
-    'realtime': {
-        'stem': 16, 'stages': (16, 16, 16, 16), 'blocks': (1, 1, 1, 1),
-        'features': 8, 'width': 16, 'heads': 2, 'virtual': 2,
-    },
+    'realtime': {'features': 8, 'width': 16, 'heads': 2, 'virtual': 2, 'image_scale': 1},
     'cotracker2': {'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2},
     'cotracker3_online': {
         'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2,
@@ -117,7 +114,7 @@ def test_the_rows_that_are_frozen_are_those_that_tell_visibility():
 def test_nothing_is_asked_of_support_points(network, labels, tmp_path):
     run = Run(config_of(network, labels), tmp_path / 'run', 'cpu')
     clips = run.source.batch(0)
-    more = clips.with_support(2)
+    more = clips.with_support(2, (64, 96))
     assert more.tracks.shape[2] == clips.tracks.shape[2] + 4
     assert not more.known[:, :, -4:].any() and not more.visible[:, :, -4:].any()
     inside = (more.tracks[..., -4:, :] > 0) & (more.tracks[..., -4:, :] < torch.tensor([96, 64]))
@@ -135,4 +132,4 @@ def test_nothing_is_asked_of_support_points(network, labels, tmp_path):
 
 def test_clips_without_support_are_as_they_were():
     clips = Clips(*(torch.zeros(1, 2, 3, 2) for _ in range(4)))
-    assert clips.with_support(0) is clips
+    assert clips.with_support(0, (64, 96)) is clips

@@ -156,8 +156,7 @@ class Worker:
         return self.teachers
 
     def _told(self, clip: Planned, state: str, reason: str) -> Outcome:
-        note = {'id': clip.id, 'video': clip.video.url, 'first': clip.first, 'reason': reason}
-        outcome = self._write(name_of(state, clip.id, '.json'), _json(note))
+        outcome = self._write(*_note(clip, state, reason))
         return outcome if outcome.state == 'lost' else Outcome(state, reason)
 
     def _write(self, name: str, data: bytes) -> Outcome:
@@ -172,6 +171,12 @@ class Worker:
 def worker(job: Job) -> Worker:
     """The worker of this process."""
     return Worker(job)
+
+
+def _note(clip: Planned, state: str, reason: str) -> tuple[str, bytes]:
+    """The name and the content of the file that says why a clip has no labels."""
+    note = {'id': clip.id, 'video': clip.video.url, 'first': clip.first, 'reason': reason}
+    return name_of(state, clip.id, '.json'), _json(note)
 
 
 def _json(content: Any) -> bytes:
@@ -242,8 +247,9 @@ def on_ray(job: Job, address: str) -> Pool:
             try:
                 yield item, ray.get(ready)
             except ray.exceptions.RayError as error:
-                first = str(error).strip().partition('\n')[0]
-                yield item, Outcome('failed', f'{type(error).__name__}: {first}')
+                cause = getattr(error, 'cause', None) or error
+                first = str(cause).strip().partition('\n')[0]
+                yield item, Outcome('failed', f'{type(cause).__name__}: {first}')
 
     return run
 
@@ -365,6 +371,8 @@ def run(
         try:
             for clip, outcome in _bar(pool('label', now), len(now), 'clip'):
                 _stop_if_lost(outcome)
+                if outcome.state == 'failed' and not outcome.worker:  # which died of it
+                    folder.write(*_note(clip, 'failed', outcome.reason))
                 report.states[outcome.state] += 1
                 if outcome.reason:
                     report.reasons[f'{outcome.state}: {outcome.reason}'] += 1
@@ -463,4 +471,7 @@ HELP = {
 }
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    # Workers must find what they are sent under a name that can be imported.
+    from train import pseudo_label
+
+    raise SystemExit(pseudo_label.main())

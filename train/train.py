@@ -87,19 +87,22 @@ class Run:
         c, shape = self.config, dict(self.config.shape)
         if c.encoder:
             shape['encoder'] = c.encoder
+        size = c.size or c.scene.size
         try:
-            model = build_model(c.network, c.size or c.scene.size, **shape)
-        except TypeError as error:
-            raise ValueError(f'shape {shape} is not of {c.network}: {error}') from error
-        try:
-            if c.start:
-                begun = load_checkpoint(c.start)
-                model.load_state_dict(begun.state_dict())
-                model.origin = begun.origin
+            begun = load_checkpoint(c.start, size) if c.start else None
+            if begun is not None and not shape and begun.facts.name == c.network:
+                model = begun.train()  # goes on in the shape that it has
+            else:
+                model = build_model(c.network, size, **shape)
+                if begun is not None:
+                    model.load_state_dict(begun.state_dict())
+                    model.origin = begun.origin
             if c.encoder_weights:
                 origin = begin_encoder(model.encoder, c.encoder_weights)
                 told = f'encoder: {origin.provenance}'
                 model.origin = model.origin.trained_on(origin.licence, told)
+        except TypeError as error:
+            raise ValueError(f'shape {shape} is not of {c.network}: {error}') from error
         except (OSError, KeyError, RuntimeError) as error:
             files, reason = c.encoder_weights or c.start, str(error).partition('\n')[0]
             raise ValueError(f'cannot begin with {files}: {reason}') from error

@@ -60,14 +60,13 @@ class Clips:
         parts = (getattr(self, field.name) for field in fields(self))
         return Clips(*(part.to(device) if isinstance(part, Tensor) else part for part in parts))
 
-    def with_support(self, side: int) -> Clips:
-        """Add a grid of side x side points to the first frame, of which nothing is known: the
-        others look at them, as at the support points of a tracker in use.
+    def with_support(self, side: int, size: tuple[int, int]) -> Clips:
+        """Add a grid of side x side points over `size` (H, W), px of the tracks, to the first
+        frame. Nothing is known of them: the others look at them, as at support points in use.
         """
         if not side:
             return self
-        height, width = self.video.shape[2:4]
-        rows, columns = (torch.linspace(n / 64, n - n / 64, side) for n in (height, width))
+        rows, columns = (torch.linspace(n / 64, n - n / 64, side) for n in size)
         y, x = torch.meshgrid(rows, columns, indexing='ij')
         grid = torch.stack([x.flatten(), y.flatten()], -1).to(self.tracks)
         clips, frames = self.tracks.shape[:2]

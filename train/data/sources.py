@@ -108,8 +108,9 @@ class RecordedSource:
         )
 
     def cut(self, clip: Clip, rng: np.random.Generator) -> Clips | None:
-        """Frames of a random stretch at a random pace, forwards or backwards, and points that are
-        visible at a random frame of it, half of them at the first; None where there are too few.
+        """Frames of a random stretch at a random pace, forwards or backwards, and points with the
+        frames that they are asked for in: half of them the first, the others a random one; where a
+        point is not visible there, the first that shows it. None where there are too few.
         """
         frames, points = self.frames, self.config.points
         fastest = min(self.config.pace[1], (len(clip.video) - 1) / max(1, frames - 1))
@@ -129,7 +130,9 @@ class RecordedSource:
             rng,
         )
         wanted = np.where(rng.random(tracks.shape[1]) < 0.5, 0, rng.integers(frames))
-        chosen = np.flatnonzero(visible[wanted, np.arange(tracks.shape[1])])
+        first = visible.argmax(0)
+        wanted = np.where(visible[wanted, np.arange(tracks.shape[1])], wanted, first)
+        chosen = np.flatnonzero(visible.any(0) & (first < frames - 1))
         if len(chosen) < points:
             return None
         chosen = rng.choice(chosen, points, replace=False)

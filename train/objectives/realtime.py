@@ -74,7 +74,7 @@ class RealtimeObjective(Objective):
         c = self.config
         forced = 1.0 if step < c.warmup and not c.start else c.realtime.teacher_forcing
         seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
-        clips = clips.with_support(c.batch.support)
+        clips = clips.with_support(c.batch.support, self.model.image_size)
         return realtime_losses(
             self.model, *self.encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
         )

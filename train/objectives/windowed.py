@@ -31,7 +31,8 @@ class WindowedObjective(Objective):
 
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """The losses of a batch and measures of the result."""
-        clips, device = clips.with_support(self.config.batch.support), clips.video.device.type
+        clips = clips.with_support(self.config.batch.support, self.model.image_size)
+        device = clips.video.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
             return window_losses(self.model, clips, self.config.iterations, self.config.loss)
 
