@@ -158,7 +158,7 @@ def cloud(rows: np.ndarray, header) -> PointCloud2:
     kinds = {'f': PointField.FLOAT32, 'u': PointField.UINT32}
     fields = [
         PointField(name=n, offset=4 * i, datatype=kinds[rows.dtype[n].kind], count=1)
-        for i, n in enumerate(rows.dtype.names)
+        for i, n in enumerate(rows.dtype.names or ())
     ]
     return PointCloud2(
         header=header, height=1, width=len(rows), fields=fields, is_dense=True,

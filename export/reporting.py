@@ -13,7 +13,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ['| ' + ' | '.join(row) + ' |' for row in body]
 
 
-def linear_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+def linear_fit(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
+) -> tuple[float, float]:
     """Return slope and constant of the line with the least relative error: small counts matter as
     much as large ones. Needs y > 0.
     """

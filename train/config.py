@@ -81,10 +81,10 @@ def read_config(values: Mapping[str, Any], kind: type = TrainConfig, where: str 
         if not isinstance(value, expected) or isinstance(value, bool) != isinstance(default, bool):
             raise ValueError(f'{where}{key} is {value!r}; it must be like {default!r}')
         if is_dataclass(default):
-            known[key] = read_config(value, type(default), f'{where}{key}.')
+            known[key] = read_config(values[key], type(default), f'{where}{key}.')
             continue
         try:
-            known[key] = type(default)(value)
+            known[key] = type(default)(values[key])
         except ValueError as error:
             raise ValueError(f'{where}{key} is {value!r}: {error}') from error
     return kind(**known)

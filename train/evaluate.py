@@ -144,7 +144,7 @@ def badja_scores(
             np.asarray(track_fn(clip.video, clip.queries[:, 1:])),
             clip.tracks,
             clip.visible,
-            clip.area,
+            np.asarray(clip.area),
         )
         for clip in _badja_clips(str(data))
     }

@@ -84,7 +84,8 @@ def photo_clips(
     scenes = PhotoScenes(config, pictures, cutouts, 9_000 + seed)
     index = 0
     while True:
-        yield tuple(scenes.clip(index, 48))
+        video, tracks, visible, asked = scenes.clip(index, 48)
+        yield video, tracks, visible, asked
         index += 1
 
 
@@ -120,7 +121,7 @@ def on_objects(tracker: Tracker, root: Path) -> float:
         short = first_frames(clip, MASK_FRAMES)
         xy, seen = tracker(short.video, short.queries)
         start = short.queries[:, 0].astype(int)
-        shares.append(metrics.on_object(start, xy, seen, short.side)['held'])
+        shares.append(metrics.on_object(start, xy, seen, np.asarray(short.side))['held'])
     return float(np.mean(shares))
 
 

@@ -164,7 +164,8 @@ def main() -> int:
         recorder.destroy_node()
         rclpy.try_shutdown()
     table = recorder.table()
-    np.savez_compressed(arguments.output / 'tracks.npz', **table)
+    # numpy's annotations take any of the names for allow_pickle.
+    np.savez_compressed(arguments.output / 'tracks.npz', **table)  # pyright: ignore[reportArgumentType]
     figures = summary(recorder, table)
     try:
         figures['codec'] = recorder.draw(table, arguments.output, arguments.fps, arguments.speed)

@@ -653,10 +653,10 @@ class RealtimeTracker(HalfPrecisionEncoder):
         def probability(logit: Tensor) -> Tensor:
             return torch.where(here, 1.0, torch.where(back, found, logit).sigmoid())
 
-        shown = [
-            torch.where(live, probability(logit + shift[..., k]), 0.0)
-            for k, logit in enumerate((visibility, confidence))
-        ]
+        def shown(logit: Tensor, k: int) -> Tensor:
+            return torch.where(live, probability(logit + shift[..., k]), 0.0)
+
+        seen, sure = shown(visibility, 0), shown(confidence, 1)
         visibility, confidence = probability(visibility), probability(confidence)
         renewed = self.update_template(points.recent, now, visibility, confidence)
         keep = aligned.held & (visibility > 0.5) | back | new
@@ -674,7 +674,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             recent_patch=torch.where(keep[..., None, None], patch, points.recent_patch),
         )
         return Advanced(
-            *shown, following, refined.past, calibration, redetection, network, aligned.best
+            seen, sure, following, refined.past, calibration, redetection, network, aligned.best
         )
 
     @torch.no_grad()

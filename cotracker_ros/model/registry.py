@@ -5,7 +5,7 @@ What else must be known of a network it states itself, in `facts`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ NETWORKS = {
 }
 
 
-def build_model(name: str, image_size: tuple[int, int] | None = None, **changes: Any) -> nn.Module:
+def build_model(name: str, image_size: Sequence[int] | None = None, **changes: Any) -> nn.Module:
     """Build a network with fresh weights.
 
     `name` is one of NETWORKS; `image_size` is (H, W) in pixels, by default what the network was

@@ -281,7 +281,7 @@ def set_data(msg, values: np.ndarray) -> None:
     """
     data = array('B')
     if values.size:
-        data.frombytes(memoryview(np.ascontiguousarray(values)).cast('B'))
+        data.frombytes(np.ascontiguousarray(values).data.cast('B'))
     msg.data = data
 
 

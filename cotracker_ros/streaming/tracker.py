@@ -287,7 +287,7 @@ class StreamingTracker:
         stamps = [f.stamp for f in frames]
         started, expired = [], []
         for slot in np.flatnonzero(slots.waiting).tolist():
-            stamp = slots.stamp[slot]
+            stamp = float(slots.stamp[slot])
             if stamp > stamps[-1]:
                 if math.isnan(slots.since[slot]):
                     slots.since[slot] = stamps[-1]

@@ -203,7 +203,8 @@ def roll_out(
     age = torch.arange(frames, device=device)[None, :, None] - clips.query_frame[:, None]
     columns = [torch.cat(x, 1) for x in zip(*starts, strict=True)]
     shown = [torch.stack(x, 1) for x in zip(*results, strict=True)]
-    return Rollout(Motion(*columns[:5]), *columns[5:], age, Estimate(*shown[:3]), *shown[3:])
+    motion, network = Motion._make(columns[:5]), Estimate._make(shown[:3])
+    return Rollout._make([motion, *columns[5:], age, network, *shown[3:]])
 
 
 def refine_all(

@@ -6,6 +6,7 @@ Anything else in a pickle is refused, not run.
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,7 +89,7 @@ def unpickle(path: Path) -> object:
         raise DataError(f'{path}: not a pickle of arrays ({error})') from error
 
 
-def load_object(path: Path, data: bytes | None = None) -> object:
+def load_object(path: Path, data: bytes | None = None) -> Any:
     """Return the object of an .npy file that holds one pickled dict, from its bytes if given."""
     try:
         file = io.BytesIO(path.read_bytes() if data is None else data)

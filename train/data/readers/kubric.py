@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def read_kubric(path: Path, strided: bool = False) -> Clip | None:
     return with_queries(path.name, video, tracks, visible.T, strided, hidden_known=True)
 
 
-def _read_archive(path: Path) -> tuple[np.ndarray, object]:
+def _read_archive(path: Path) -> tuple[np.ndarray, Any]:
     """Return the frames (T, H, W, 3) and the annotation of a CoTracker3_Kubric archive."""
     frames, note = {}, None
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ def tapvid(root: str | Path, strided: bool = False) -> Iterator[Clip]:
                 yield clip
 
 
-def _tapvid_clip(name: str, entry: object, strided: bool) -> Clip | None:
+def _tapvid_clip(name: str, entry: Any, strided: bool) -> Clip | None:
     try:
         points, occluded = np.asarray(entry['points']), np.asarray(entry['occluded'], bool)
         frames = entry['video']

@@ -276,7 +276,7 @@ class PhotoScenes:
     def layers(self, rng: np.random.Generator) -> list[Layer]:
         """The background and the objects, back to front."""
         c, (height, width), times = self.config, self.config.size, self.times(rng)
-        photograph = self.photographs[rng.integers(len(self.photographs))]
+        photograph = self.photographs[int(rng.integers(len(self.photographs)))]
         if rng.random() < 0.5:
             photograph = photograph[:, ::-1]
         pace = log_uniform(rng, c.camera_speed) * (rng.random() >= c.still_camera)
@@ -309,10 +309,12 @@ class PhotoScenes:
     def draw(self, rng: np.random.Generator) -> CutOut:
         """A cut-out of video or of a photograph, flipped and recoloured at random."""
         if self.cutouts and rng.random() < 0.5:
-            image, alpha = self.cutouts[rng.integers(len(self.cutouts))]
+            image, alpha = self.cutouts[int(rng.integers(len(self.cutouts)))]
         else:
             for _ in range(6):  # rather one with something to see on it
-                image, alpha = piece(self.photographs[rng.integers(len(self.photographs))], rng)
+                image, alpha = piece(
+                    self.photographs[int(rng.integers(len(self.photographs)))], rng
+                )
                 if image.std() > 28:
                     break
         if rng.random() < 0.5:
