@@ -74,7 +74,9 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
     streamed = run(step, clip, 5, plan, range(5))
 
     features = encode_exact(model, clips)
-    record = roll_out(model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
+    record = roll_out(
+        model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2
+    )
     after = torch.arange(10)[:, None] > start
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
@@ -206,7 +208,9 @@ def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(m
     model.redetection.bias.data[0] = 2.0  # all points, in every frame
     streamed = run(RealtimeStep(model), frames, 5, plan, range(5))
     features = encode_exact(model, clips)
-    record = roll_out(model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0]), 2)
+    record = roll_out(
+        model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2
+    )
     model.redetection.bias.data[0] = 0.0
     after = torch.arange(10)[:, None] > start
     best = record.best[0]
