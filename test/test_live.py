@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from array import array
 
 import cv2
 import numpy as np
@@ -69,6 +70,15 @@ def test_a_frame_arrives_as_it_was():
     assert [colours[0] >> 16, colours[0] >> 8 & 255, colours[0] & 255] == first
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert np.abs(picture.astype(int) - texture()).mean() < 15  # red and blue would differ by 80
+
+
+def test_a_picture_of_12_bits_in_16_is_not_black():
+    values = np.tile(np.linspace(0, 4095, 64).astype('<u2'), (48, 1))
+    msg = Image(
+        height=48, width=64, step=128, encoding='mono16', data=array('B', values.tobytes())
+    )
+    jpeg = unpacked(pack(Frame(1, msg, None, None)))[3]
+    assert np.ptp(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)) > 150
 
 
 def test_wide_pictures_are_reduced_and_compressed_ones_go_through():

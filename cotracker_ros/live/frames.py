@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from cotracker_ros.ros.messages import TRACK, image_to_array
+from cotracker_ros.ros.messages import TRACK, unpack
+from cotracker_ros.streaming.image_range import ImageRange
 from cotracker_ros.visualise import id_colours
 
 MAX_WIDTH = 1280  # px; wider pictures are reduced, as a page shows no more of them
@@ -54,7 +55,8 @@ def _picture(msg: Image | CompressedImage) -> tuple[list[int] | None, bytes]:
     """Return the size (W, H) of the camera image and its JPEG, perhaps smaller."""
     if isinstance(msg, CompressedImage):
         return None, bytes(msg.data)
-    rgb = image_to_array(msg)
+    picture = unpack(msg)
+    rgb = picture.rgb(ImageRange().limits(picture.values))  # 12 bits in 16 would be black
     if msg.width > MAX_WIDTH:
         size = (MAX_WIDTH, round(msg.height * MAX_WIDTH / msg.width) or 1)
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
