@@ -87,7 +87,8 @@ class Run:
         c, shape = self.config, dict(self.config.shape)
         if c.encoder:
             shape['encoder'] = c.encoder
-        size = c.size or c.scene.size
+        height, width = c.size or c.scene.size
+        size = height, width
         try:
             begun = load_checkpoint(c.start, size) if c.start else None
             if begun is not None and not shape and begun.facts.name == c.network:
