@@ -146,7 +146,7 @@ def there_and_back(tracker: Tracker, folder: Path, seed: int) -> float:
     files = sorted(f for f in folder.iterdir() if f.suffix in ('.mp4', '.mkv'))
     chosen = files[:: max(1, len(files) // RETURNS)][:RETURNS]
     rng = np.random.default_rng(seed)
-    weights, hits = 0.0, 0.0
+    weights, hits, moved = 0.0, 0.0, False
     for file in tqdm(chosen, 'return', leave=False):
         frames = run_of_frames(file, 20)
         if len(frames) < 8:
@@ -159,15 +159,16 @@ def there_and_back(tracker: Tracker, folder: Path, seed: int) -> float:
             continue
         start = corners[rng.permutation(len(corners))[:32], 0]
         queries = np.column_stack([np.zeros(len(start)), start]).astype(np.float32)
+        moved = True
         video = np.concatenate([frames, frames[-2::-1]])
         xy, seen = tracker(video, queries)
         turn = len(frames) - 1
         way = np.minimum(np.linalg.norm(xy[turn] - start, axis=-1), GONE)
         back = (np.linalg.norm(xy[-1] - start, axis=-1) < BACK) & seen[turn]
         weights, hits = weights + way.sum(), hits + (way * back).sum()
-    if not weights:
+    if not moved:
         raise DataError(f'{folder}: no video in which anything moves')
-    return 100 * hits / weights
+    return 100 * hits / max(weights, 1e-9)  # a tracker that never moves brings nothing back
 
 
 def run_of_frames(file: Path, count: int) -> np.ndarray:

@@ -59,7 +59,7 @@ class RealtimeConfig:
     query_fit: float = 0.75  # correlation above which the query's patch says where a point is
     recent_fit: float = 0.85  # the same of the recent patch
     nearby: float = 8.0  # px that alignment may move a point by
-    redetection_threshold: float = 0.7  # probability above which a lost point is taken back
+    redetection_threshold: float = 0.5  # probability above which a lost point is taken back
     keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
 
 
@@ -538,12 +538,13 @@ class RealtimeTracker(HalfPrecisionEncoder):
         unity = torch.eye(2, dtype=xy.dtype, device=xy.device).expand_as(points.warp)
         found = self.aligner.align(
             pictures,
-            torch.cat([points.patch, points.recent_patch], 1),
-            torch.cat([xy, xy, best], 1),
-            torch.cat([points.warp, unity, points.warp], 1),
+            torch.stack([points.patch, points.recent_patch], 1),
+            torch.stack([xy, xy, best], 1),
+            torch.stack([points.warp, unity, points.warp], 1),
+            which=(0, 1, 0),
         )
         query, recent, back = (
-            found._make(x) for x in zip(*(x.chunk(3, 1) for x in found), strict=True)
+            found._make(x) for x in zip(*(x.unbind(1) for x in found), strict=True)
         )
         by_query = (query.fit > c.query_fit) & ((query.xy - xy).norm(dim=-1) < c.nearby)
         by_recent = (recent.fit > c.recent_fit) & ((recent.xy - xy).norm(dim=-1) < c.nearby)

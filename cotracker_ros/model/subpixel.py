@@ -98,16 +98,23 @@ class PatchAligner(nn.Module):
         )
 
     def align(
-        self, pictures: list[Tensor], template: Tensor, xy: Tensor, warp: Tensor
+        self,
+        pictures: list[Tensor],
+        template: Tensor,
+        xy: Tensor,
+        warp: Tensor,
+        which: tuple[int, ...] = (0,),
     ) -> Alignment:
-        """Find templates (B, K, resolutions, cells) near places xy (B, L, 2) px, deformed by
-        warps (B, L, 2, 2), K <= L <= 2 K; those past the K-th are for the first templates again.
+        """Find templates (B, K, M, resolutions, cells) near places xy (B, L, M, 2) px, deformed
+        by warps (B, L, M, 2, 2): the l-th places for templates `which[l]` of the K. The results
+        have the axes of the places.
         """
-        c, count = self.config, xy.shape[1]
+        c = self.config
         together = energy = own = torch.zeros_like(xy[..., 0])
+        index = torch.tensor(which, device=xy.device)
         for level, picture in enumerate(pictures):
             patch, size, basis, solve = (
-                torch.cat([x, x], 1)[:, :count] for x in self.prepare(template[:, :, level], 2)
+                x.index_select(1, index) for x in self.prepare(template[..., level, :], 2)
             )
             seen = power = size
             for _ in range(c.steps[level]):
@@ -115,9 +122,8 @@ class PatchAligner(nn.Module):
                 # Brightness and the template are projected out of the basis: what is left of the
                 # picture, at the template's contrast, is the error.
                 change = solve @ (basis @ seen) * (size / power).sqrt()
-                change = change * (
-                    c.stride / change.norm(dim=-2, keepdim=True).clamp(min=c.stride)
-                )
+                length = change.norm(dim=-2, keepdim=True)
+                change = change * (c.stride / length.clamp(min=c.stride))
                 xy = xy - c.spacing[level] * (warp @ change)[..., 0]
             # How well it fits, where the last step began.
             together = together + (patch @ seen)[..., 0, 0]
@@ -129,7 +135,7 @@ class PatchAligner(nn.Module):
         (B, K, 2) px: one Gauss-Newton step for place and warp, the old one where it does not pay.
         """
         level, limit = self.config.warp_level, self.config.warp_step
-        patch, size, basis, solve = self.prepare(template[:, :, level], 6)
+        patch, size, basis, solve = self.prepare(template[..., level, :], 6)
         seen, power = self.look(pictures[level], level, xy, warp)
         change = (solve @ (basis @ seen) * (size / power).sqrt())[..., 0]
         bend = (change[..., 2:].unflatten(-1, (2, 2)) / self.config.radius).clamp(-limit, limit)
@@ -140,16 +146,18 @@ class PatchAligner(nn.Module):
         return torch.where(better, bent, warp)
 
     def look(self, picture: Tensor, level: int, xy: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
-        """What a picture holds around xy, deformed by the warp: (B, K, P, 1), and its weighted
-        variance (B, K, 1, 1), at least that of noise.
+        """What a picture holds around xy, deformed by the warp: (B, ..., P, 1), and its weighted
+        variance (B, ..., 1, 1), at least that of noise.
         """
         to_grid = 2 / self.extent
         # One matrix for warp and place: a sum of the two costs as much as reading the picture.
         axes = self.config.spacing[level] * warp.transpose(-1, -2) * to_grid
-        centre = ((xy + 0.5) * to_grid - 1)[:, :, None]
-        grid = self.inner_and_one @ torch.cat([axes, centre], 2)
-        seen = F.grid_sample(picture, grid, padding_mode='border', align_corners=False)
-        seen = seen[:, 0, :, :, None]
+        centre = ((xy + 0.5) * to_grid - 1)[..., None, :]
+        grid = self.inner_and_one @ torch.cat([axes, centre], -2)
+        seen = F.grid_sample(
+            picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
+        )
+        seen = seen[:, 0, :, :, None].unflatten(1, grid.shape[1:-2])
         power = self.mean @ seen.square() - (self.mean @ seen).square()
         return seen, power.clamp(min=0) + self.config.noise**2
 
