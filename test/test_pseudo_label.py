@@ -1,5 +1,6 @@
 """Pseudo-labels: what is labelled, what is believed, and what survives accidents."""
 
+import hashlib
 import json
 import signal
 import socket
@@ -358,7 +359,7 @@ def test_labelling_does_not_move_a_teacher(videos, tmp_path):
     from safetensors.torch import save_file
 
     from cotracker_ros.model import build_model
-    from cotracker_ros.model.checkpoint import notes
+    from cotracker_ros.model.checkpoint import checkpoint_metadata
 
     torch.manual_seed(0)
     small = {'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
@@ -374,9 +375,7 @@ def test_labelling_does_not_move_a_teacher(videos, tmp_path):
         assert torch.equal(value, before[name]), name
     # A teacher's hash is that of its file.
     path = tmp_path / 'teacher.safetensors'
-    save_file(model.state_dict(), path, metadata=notes(model))
-    import hashlib
-
+    save_file(model.state_dict(), path, metadata=checkpoint_metadata(model))
     assert teachers.weights_hash(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
