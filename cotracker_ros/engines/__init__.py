@@ -76,8 +76,8 @@ def choose(path: Path) -> tuple[str, str]:
     """The engine that 'auto' stands for, and why: the first of this order.
 
     1. An .engine or .plan file: tensorrt. A checkpoint: torch.
-    2. An .onnx file in int8: openvino where it is installed, which takes half of the time that
-       onnxruntime takes for it.
+    2. An .onnx file in int8: openvino where it is installed, which takes half to two
+       thirds of the time that onnxruntime takes for it.
     3. Any other .onnx file: onnxruntime on the CPU, which every installation has and which takes a
        quarter of openvino's memory for at most a fifth more time.
 
