@@ -305,13 +305,14 @@ def test_the_shipped_model_follows_a_moving_texture_given_the_whole_clip():
 
 def test_what_is_tracked_beside_a_target():
     torch = pytest.importorskip('torch')
+    from cotracker_ros.model import build_model
 
     class Watching(torch.nn.Module):
-        image_size, asked = (96, 128), []
+        asked = []
 
         def __init__(self, name):
             super().__init__()
-            self.config = type('Config', (), {'name': name})
+            self.facts = build_model(name, (96, 128)).facts
 
         def track(self, video, queries, **_):
             self.asked.append(queries.numpy())
@@ -323,7 +324,7 @@ def test_what_is_tracked_beside_a_target():
     for name, options, expected in (
         ('cotracker3_online', {}, [3 + 25]),
         ('cotracker1', {}, [3 + 36]),
-        ('', {}, [3]),
+        ('realtime', {}, [3]),
         ('cotracker3_online', {'grid': 0, 'alone': True}, [1, 1, 1]),
         ('cotracker3_online', {'local_grid': 8}, [1 + 25 + 64] * 3),
         ('cotracker1', {'local_grid': 6, 'grid': 6}, [1 + 36 + 36] * 3),

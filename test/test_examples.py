@@ -214,6 +214,7 @@ def test_detections_become_boxes_of_every_frame(bridge_example, start_tracker, m
         tracker.until(lambda: bridge.count_subscribers('tracker/queries') == 1)
         first = tracker.image(moving(0))
         tracker.send(first)
+        tracker.until(lambda: any(t.header == first.header for t in tracker.tracks))
         bridge.on_detections(Array(header=first.header, detections=[detection]))
         shift = 0
 

@@ -232,7 +232,7 @@ def test_past_the_tolerance_nothing_is_written(exported, monkeypatch, tmp_path, 
     'arguments, message',
     [
         (['--model', 'cotracker1'], 'cotracker1 cannot be streamed'),
-        (['--model', 'cotracker3_offline'], 'export the cotracker3_online checkpoint'),
+        (['--model', 'cotracker3_offline'], 'use cotracker3_online'),
         (['--model', 'cotracker9'], "unknown model 'cotracker9'"),
         (['--checkpoint', 'gone.pth'], 'gone.pth'),
     ],
