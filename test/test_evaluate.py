@@ -308,10 +308,9 @@ def test_what_is_tracked_beside_a_target():
     from cotracker_ros.model import build_model
 
     class Watching(torch.nn.Module):
-        asked = []
-
         def __init__(self, name):
             super().__init__()
+            self.asked = []
             self.facts = build_model(name, (96, 128)).facts
 
         def track(self, video, queries, **_):
@@ -330,7 +329,6 @@ def test_what_is_tracked_beside_a_target():
         ('cotracker1', {'local_grid': 6, 'grid': 6}, [1 + 36 + 36] * 3),
     ):
         model = Watching(name)
-        model.asked = []
         xy, visible = trackers.whole_video(model, **options)(clip.video, clip.queries)
         assert [len(asked) for asked in model.asked] == expected
         np.testing.assert_allclose(xy[0], clip.queries[:, 1:], atol=1e-4)
