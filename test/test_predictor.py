@@ -208,12 +208,13 @@ def test_the_real_time_model_goes_from_frame_to_frame(tmp_path):
     path = tmp_path / 'random.safetensors'
     save_file(model.state_dict(), path)
     predictor = CoTrackerPredictor(path)
-    assert predictor.model.facts.causal and predictor.interp_shape == (320, 512)
+    assert predictor.model.facts.causal and predictor.interp_shape == (224, 352)
     predictor.model = model  # smaller frames
     video = VIDEO[:, :4].round()
     queries = torch.tensor([[[0, 20.0, 30], [2, 60.5, 10.25]]])
     tracks, visible = predictor(video, queries=queries)
-    frames = [resize(f, SIZE) for f in video[0].to(torch.uint8).permute(0, 2, 3, 1).numpy()]
+    size = model.facts.picture_size
+    frames = [resize(f, size) for f in video[0].to(torch.uint8).permute(0, 2, 3, 1).numpy()]
     frames = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
     asked = torch.cat([queries[0, :, :1], (queries[0, :, 1:] + 0.5) * 4 / 3 - 0.5], 1)
     alone = model.track(frames, asked)  # no support points beside them

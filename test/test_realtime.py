@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from cotracker_ros.engines import spec  # noqa: E402
+from cotracker_ros.geometry import rescale  # noqa: E402
 from cotracker_ros.model import load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import RealtimeConfig, RealtimeTracker  # noqa: E402
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
@@ -229,20 +230,21 @@ def test_the_shipped_weights_find_points_again_behind_a_post():
     rng = np.random.default_rng(1)
     start = np.stack([rng.uniform(200, 500, 64), rng.uniform(30, 290, 64)], 1)
     truth = start - np.arange(60)[:, None, None] * [3, 0]
-    queries = torch.tensor(np.concatenate([np.zeros((64, 1)), start], 1), dtype=torch.float32)
     video = torch.from_numpy(frames).movedim(-1, 1).float()
     model = load_checkpoint(WEIGHTS)
+    places = rescale(start, (320, 512), model.image_size)
+    queries = torch.tensor(np.concatenate([np.zeros((64, 1)), places], 1), dtype=torch.float32)
     hidden = ((truth[[20, 49], :, 0] > 171) & (truth[[20, 49], :, 0] < 339)).all(0)
 
     def found():
-        xy = model.track(video, queries).xy.numpy()
+        xy = rescale(model.track(video, queries).xy.numpy(), model.image_size, (320, 512))
         return (np.linalg.norm(xy - truth, axis=-1) < 8)[:, hidden].mean(1)
 
     near = found()
     assert near[9] == 1 and near[49] < 0.1  # behind the post all are lost
-    assert near[59] > 0.6
+    assert near[59] > 0.4
     model.redetection.bias.data[0] = -100  # it is redetection that finds them
-    assert found()[59] < 0.3
+    assert found()[59] < 0.2
 
 
 def test_calibration_reads_how_far_inside_the_picture_a_point_is(model):

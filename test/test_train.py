@@ -265,6 +265,9 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     import socket
 
     monkeypatch.setattr(realtime, 'has_bfloat16', lambda device: False)
+    # The residual pyramid: gradients of its layers are large enough for Adam's first steps, which
+    # make full steps of rounding errors, to agree.
+    config = dataclasses.replace(CONFIG, encoder='pyramid')
 
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -272,7 +275,7 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     spawn = torch.multiprocessing.get_context('spawn')
     results = spawn.Queue()
     both = [
-        spawn.Process(target=work, args=(rank, port, CONFIG, tmp_path / 'both', results))
+        spawn.Process(target=work, args=(rank, port, config, tmp_path / 'both', results))
         for rank in range(2)
     ]
     for process in both:
@@ -281,8 +284,8 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     for process in both:
         process.join(60)
 
-    one = Run(CONFIG, tmp_path / 'one', 'cpu')
-    source = procedural(CONFIG, CONFIG.seed)
+    one = Run(config, tmp_path / 'one', 'cpu')
+    source = procedural(config, config.seed)
     for step in range(2):
         losses = one.update(Clips.join([source.batch(2 * step + rank) for rank in range(2)]))
         one.step += 1
@@ -360,7 +363,10 @@ def test_the_encoder_learns_to_match_and_the_rest_stays(tmp_path):
     for name, x in run.model.state_dict().items():
         if not name.startswith('encoder.'):
             assert torch.equal(x, before[name]), name
-    assert not torch.equal(run.model.encoder.stem[0].weight, before['encoder.stem.0.weight'])
+    after = run.model.encoder.state_dict()
+    assert not torch.equal(after['smooth.0.weight'], before['encoder.smooth.0.weight'])
+    # What ImageNet taught the first layers stays: their gradients cost most on a CPU.
+    assert torch.equal(after['stem.0.weight'], before['encoder.stem.0.weight'])
     assert not torch.equal(run.objective.scale.data, torch.full((3,), math.log(1 / 0.07)))
 
 
