@@ -8,6 +8,7 @@ import string
 import cv2
 import numpy as np
 import pytest
+from stand_in_engine import Standing
 
 pytest.importorskip('hypothesis', reason='the extra test')
 
@@ -15,31 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cotracker_ros import track_video
-from cotracker_ros.engines import Engine
-from cotracker_ros.engines.metadata import Metadata
 from cotracker_ros.streaming import StreamingTracker
 from cotracker_ros.visualise import write_video
 
 EXAMPLES = 60
 NUMBER = itertools.count()
-
-
-class Standing(Engine):
-    """Points stay where they were put."""
-
-    name, device, precision = 'standing', 'none', 'f32'
-
-    def __init__(self, slots):
-        super().__init__(Metadata(1, 'm', '', 48, 64, 8, 1, 'fp32', '', '', ''), 1, slots, 0)
-        self.reset()
-
-    def _step(self, inputs):
-        self.xy = np.where(inputs['query'][..., None], inputs['query_xy'], self.xy)
-        live = inputs['live'].astype(np.float32)
-        return {'xy': self.xy * live[..., None], 'visibility': live, 'confidence': live}
-
-    def reset(self):
-        self.xy = np.zeros((1, self.slots, 2), np.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from stand_in_engine import Standing
 
 from cotracker_ros import track_video
-from cotracker_ros.engines import Engine
-from cotracker_ros.engines.metadata import Metadata
 from cotracker_ros.streaming import StreamingTracker
 
 pytest.importorskip('rosbags')
@@ -22,24 +21,6 @@ from std_msgs.msg import Header, String
 
 from cotracker_ros.ros.messages import array_to_image, cloud_to_tracks
 from cotracker_ros.track_recording import is_recording
-
-
-class Standing(Engine):
-    """Points stay where they were put."""
-
-    name, device, precision = 'standing', 'none', 'f32'
-
-    def __init__(self, slots):
-        super().__init__(Metadata(1, 'm', '', 48, 64, 8, 1, 'fp32', '', '', ''), 1, slots, 0)
-        self.reset()
-
-    def _step(self, inputs):
-        self.xy = np.where(inputs['query'][..., None], inputs['query_xy'], self.xy)
-        live = inputs['live'].astype(np.float32)
-        return {'xy': self.xy * live[..., None], 'visibility': live, 'confidence': live}
-
-    def reset(self):
-        self.xy = np.zeros((1, self.slots, 2), np.float32)
 
 
 @pytest.fixture(autouse=True)
