@@ -233,6 +233,7 @@ def test_the_command_prints_a_table_and_saves_json(tmp_path, capsys, queries):
         (['--dataset', 'badja', '--data', 'none', '--queries', 'strided'], 'its own queries'),
         (['--dataset', 'tapvid_davis', '--data', 'none.pkl'], 'No such file'),
         (['--dataset', 'badja', '--data', '.', '--checkpoint', 'no.onnx'], 'no.onnx'),
+        (['--dataset', 'badja', '--data', '.', '--no-baselines'], 'nothing to measure'),
     ],
 )
 def test_one_clear_message(tmp_path, monkeypatch, capsys, arguments, message):

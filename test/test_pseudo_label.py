@@ -300,6 +300,20 @@ def test_labels_of_other_settings_are_not_mixed(videos, tmp_path, capsys):
     assert 'nothing is there' in capsys.readouterr().err
 
 
+def test_a_long_video_gives_no_more_clips_than_asked_for(tmp_path):
+    write_pictures(tmp_path / 'videos' / 'long', texture(32))
+    write_pictures(tmp_path / 'videos' / 'short', texture(8, seed=1))
+    out = tmp_path / 'out'
+    assert run(tmp_path / 'videos', '--output', out, '--per-video', '2') == 0
+    places = [(Path(c.about['video']).name, c.about['first']) for c in PseudoLabels(out)]
+    assert sorted(places) == [('long', 8), ('long', 24), ('short', 0)]
+    assert PseudoLabels(out).missing() == 0
+    # More of them later: those that are done stay.
+    assert run(tmp_path / 'videos', '--output', out) == 0
+    assert run(tmp_path / 'videos', '--output', tmp_path / 'at_once') == 0
+    assert labels_of(out) == labels_of(tmp_path / 'at_once')
+
+
 def test_clips_may_refer_to_their_video(videos, tmp_path):
     write_video(videos / 'film.mp4', texture(20), 30)
     assert run(videos, '--output', tmp_path / 'jpeg') == 0

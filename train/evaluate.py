@@ -237,6 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         help='.onnx, .safetensors, .pth or a shipped name; may be repeated; none: baselines alone',
     )
+    parser.add_argument(
+        '--no-baselines', action='store_true', help='measure the checkpoints alone'
+    )
     parser.add_argument('--mode', choices=('streaming', 'whole-video'), default='streaming')
     group = parser.add_argument_group('streaming')
     group.add_argument('--engine', default='auto', help='the runtime [auto: by the file]')
@@ -295,7 +298,9 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
                 args.as_first_told, args.device, args.alone,
             )  # fmt: skip
         trackers[Path(checkpoint).name] = tracker
-    trackers |= BASELINES
+    trackers |= {} if args.no_baselines else BASELINES
+    if not trackers:
+        raise ValueError('nothing to measure: no checkpoint, and no baselines')
     if args.dataset == 'selection':
         return {name: select(tracker, args.data, args.seed) for name, tracker in trackers.items()}
     strided = args.queries == 'strided'

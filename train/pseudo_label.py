@@ -255,10 +255,14 @@ def on_ray(job: Job, address: str) -> Pool:
 
 
 def plan(
-    folder: Folder, videos: Sequence[VideoFile], config: LabelConfig, pool: Pool
+    folder: Folder,
+    videos: Sequence[VideoFile],
+    config: LabelConfig,
+    pool: Pool,
+    per_video: int | None = None,
 ) -> tuple[list[Planned], Counter]:
-    """The clips of the videos, and how many videos are of use. What is known of a video from an
-    earlier run is not found out again.
+    """The clips of the videos, of each at most `per_video`, and how many videos are of use. What
+    is known of a video from an earlier run is not found out again.
     """
     known = set(folder.names('videos', '.json'))
     notes = {v: json.loads(folder.read(n)) for v in videos if (n := _video_note(v)) in known}
@@ -278,7 +282,7 @@ def plan(
             print(f'unreadable: {note["unreadable"]}', file=sys.stderr)
             continue
         facts = Facts(note['sha256'], note['frames'], note['fps'], tuple(note['size']))
-        starts = cut(facts.frames, config)
+        starts = spread(cut(facts.frames, config), per_video)
         if facts.sha256 in contents:
             counts['there twice'] += 1
         elif not starts:
@@ -297,6 +301,13 @@ def cut(frames: int, config: LabelConfig) -> list[tuple[int, int]]:
     """First frame and length of each clip of a video: one after the other, the last shorter."""
     starts = range(0, frames - config.least + 1, config.frames)
     return [(first, min(config.frames, frames - first)) for first in starts]
+
+
+def spread(clips: list[tuple[int, int]], most: int | None) -> list[tuple[int, int]]:
+    """At most so many of a video's clips, from all over it."""
+    if most is None or most >= len(clips):
+        return clips
+    return [clips[int((k + 0.5) * len(clips) / most)] for k in range(most)]
 
 
 def _clip_id(key: str) -> str:
@@ -343,20 +354,21 @@ def run(
     job: Job,
     pool: Pool,
     limit: int | None = None,
+    per_video: int | None = None,
     seen: Callable[[Planned, Outcome], None] | None = None,
 ) -> Report:
     """Label what is not labelled yet.
 
-    limit: clips of this run, for a first look. seen: is told every outcome as it comes. Raises
-    Busy, OutputError, FileNotFoundError for a URL with nothing at it, and ValueError for an
-    output of other settings.
+    limit: clips of this run, for a first look. per_video: clips of a video at most. seen: is told
+    every outcome as it comes. Raises Busy, OutputError, FileNotFoundError for a URL with nothing
+    at it, and ValueError for an output of other settings.
     """
     folder = Folder(job.output)
     videos, others = find_videos(urls)
     with Lease(folder):
         folder.sweep()
         _agree_on_settings(folder, job)
-        clips, counts = plan(folder, videos, job.config, pool)
+        clips, counts = plan(folder, videos, job.config, pool, per_video)
         lines = (
             {'id': c.id, 'video': c.video.url, 'first': c.first, 'frames': c.frames} for c in clips
         )
@@ -426,7 +438,12 @@ def main(arguments: list[str] | None = None) -> int:
         '--threads', type=int, default=1,
         help='of a worker; with others, networks round differently [1]',
     )  # fmt: skip
-    parser.add_argument('--limit', type=int, help='clips of this run, for a first look')
+    parser.add_argument('--limit', type=at_least_one, help='clips of this run, for a first look')
+    parser.add_argument(
+        '--per-video', type=at_least_one,
+        help='clips of a video at most, from all over it, so that long videos do not outweigh '
+        'the others [all]',
+    )  # fmt: skip
     for field in dataclasses.fields(LabelConfig):
         option = '--' + field.name.replace('_', '-')
         if isinstance(field.default, bool):
@@ -444,7 +461,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in args.teachers:  # one that cannot be loaded is told before any work
             load_teacher(name, job.config.sure)
         pool = on_ray(job, args.ray) if args.ray else here(job)
-        report = run(args.videos, job, pool, args.limit)
+        report = run(args.videos, job, pool, args.limit, args.per_video)
     except (Busy, OutputError, ValueError, OSError, ImportError) as error:
         print(f'pseudo_label: {error}', file=sys.stderr)
         return 1
@@ -452,6 +469,14 @@ def main(arguments: list[str] | None = None) -> int:
         print('pseudo_label: stopped; the same command goes on', file=sys.stderr)
         return 130
     return 2 if report.states['failed'] or report.states['missing'] else 0
+
+
+def at_least_one(word: str) -> int:
+    """A count from the command line."""
+    count = int(word)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f'{count} is less than 1')
+    return count
 
 
 HELP = {

@@ -3,7 +3,7 @@
 A folder of labels, on any file system that fsspec knows:
 
     settings.json                   what all clips have in common; a run with others is refused
-    manifest.jsonl                  a line for every clip that the videos hold, labelled or not
+    manifest.jsonl                  a line for every clip that was asked for, labelled or not
     videos/XX/HASH.json             what was found out about a video, by the hash of its URL
     clips/XX/ID.npz                 a labelled clip
     skipped/XX/ID.json              why a clip has no labels, and never will have
