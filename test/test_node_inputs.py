@@ -1,5 +1,6 @@
 """What cameras and simulators really deliver, over real DDS."""
 
+import itertools
 import time
 from array import array
 
@@ -125,32 +126,41 @@ def test_a_camera_without_stamps(start_tracker):
     )
 
 
-def test_depth_without_stamps_is_of_the_same_image(start_tracker):
-    tracker = start_tracker(initial_grid=2, depth=True)
-    tracker.publisher(CameraInfo, 'camera_info').publish(
-        CameraInfo(width=320, height=240, k=[300.0, 0, 160, 0, 300, 120, 0, 0, 1])
-    )
-    spaces = []
-    subscription = tracker.node.create_subscription(
-        PointCloud2, 'tracker/tracks_3d', spaces.append, 10
-    )
-    tracker.publisher(Image, 'depth')
-    tracker.until(subscription.get_publisher_count)
-    sent = []
+# A node that is busy between an image and the depth image that was published with it.
+BUSY = """
+import time
+import cotracker_ros.ros.stream as stream
+taken = stream.Stream._on_image
+def busy(self, *arguments):
+    taken(self, *arguments)
+    time.sleep(0.3)
+stream.Stream._on_image = busy
+import cotracker_ros.ros.node as node
+raise SystemExit(node.main())
+"""
 
-    def both():
-        sent.append(len(sent) + 1)
+
+def test_depth_without_stamps_is_of_the_same_image(start_tracker):
+    tracker = start_tracker(('-c', BUSY), initial_grid=2, depth=True)
+    calibration = tracker.publisher(CameraInfo, 'camera_info')
+    info = CameraInfo(width=320, height=240, k=[300.0, 0, 160, 0, 300, 120, 0, 0, 1])
+    images, depths = (tracker.publisher(Image, topic) for topic in ('image', 'depth'))
+    spaces = []
+    tracker.node.create_subscription(PointCloud2, 'tracker/tracks_3d', spaces.append, 10)
+
+    def both(number: int):
         image = stampless(tracker)
-        image.header.frame_id = str(sent[-1])
-        tracker.send(image)
-        depth = wide(tracker, np.full((240, 320), 1000 * sent[-1]), '16UC1')
+        image.header.frame_id = str(number)
+        depth = wide(tracker, np.full((240, 320), 1000 * number), '16UC1')
         depth.header = Header()
-        tracker.send(depth, 'depth')
-        end, count = time.monotonic() + 1, len(spaces)
-        tracker.until(lambda: len(spaces) > count or time.monotonic() > end)
+        calibration.publish(info)
+        images.publish(image)
+        depths.publish(depth)
+        tracker.until(lambda: any(t.header == image.header for t in tracker.tracks))
         return len(spaces) >= 4
 
-    tracker.until(both)
+    numbers = itertools.count(1)
+    tracker.until(lambda: both(next(numbers)))
     for cloud in spaces:
         depth = np.nanmedian(cloud_to_tracks(cloud)['z'])
         assert depth == pytest.approx(int(cloud.header.frame_id))

@@ -198,20 +198,32 @@ def test_pairs_meet_whichever_comes_first():
     assert pairs.starved
 
 
-def test_pairs_without_stamps_meet_by_arrival():
+def test_pairs_without_stamps_meet_by_publication():
     """Depth 30 times a second, a little after its image; tracks take 50 ms more."""
     pairs = Pairs()
     met = []
     for number in range(6):
-        arrival = 10 + number / 30
-        pairs.match('depth', None, number, arrival + 0.004)
+        pairs.match('depth', None, number, 10 + number / 30 + 0.004)
         if number >= 2:  # tracks of an image come two images later
             met.append(pairs.match('tracks', None, number - 2, 10 + (number - 2) / 30))
     assert met == [0, 1, 2, 3]
     assert pairs.match('tracks', None, 'of no depth', 20.0) is None
 
 
-def test_pairs_meet_by_arrival_where_one_of_them_has_no_stamp():
+@pytest.mark.parametrize('apart', [0.02, -0.012])
+def test_a_lost_depth_image_is_replaced_by_none(apart):
+    """Published 20 ms after their images they lie nearest to the next ones: too far from both."""
+    pairs = Pairs()
+    for number in range(4):
+        pairs.match('depth', None, number, 10 + number / 30)
+    assert pairs.match('depth', None, 6, 10 + 6 / 30) is None  # a gap of three
+    assert pairs.match('tracks', None, 'of a lost one', 10 + 5 / 30) is None
+    assert pairs.match('tracks', None, 'of another lost one', 10 + 4 / 30) is None
+    expected = 6 if abs(apart) < 1 / 60 else None
+    assert pairs.match('tracks', None, 'of the last', 10 + 6 / 30 + apart) == expected
+
+
+def test_pairs_meet_by_publication_where_one_of_them_has_no_stamp():
     pairs = Pairs()
     assert pairs.match('tracks', 5.0, 'tracks 5', 100.0) is None
     assert pairs.match('depth', None, 'depth 5', 100.002) == 'tracks 5'

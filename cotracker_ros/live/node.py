@@ -151,7 +151,7 @@ class LiveNode(Node):
         self._subscribed = self.watched
         self._images.match()
 
-    def _on_image(self, msg: Image | CompressedImage, lost: int) -> None:
+    def _on_image(self, msg: Image | CompressedImage, lost: int, published: float) -> None:
         if self._silent():
             self._emit(msg, None, None)
         key = (msg.header.stamp.sec, msg.header.stamp.nanosec)

@@ -14,7 +14,7 @@ from cotracker_ros.streaming import Tracks
 # Seconds between an image and the depth image of the same moment: drivers that align them give
 # both one stamp, or nearly; at 30 Hz the next one is 33 ms away.
 SAME_MOMENT = 0.01
-SLOWEST = 0.5  # seconds between depth images, at most, where only their arrival can be compared
+SLOWEST = 0.5  # seconds between depth images, at most, where stamps are no times
 UNDISTORTED = 0.5  # px by which an undistorted point may miss its pixel when it is distorted again
 
 
@@ -151,38 +151,45 @@ def positions(
 
 
 class Pairs:
-    """Brings the tracks and the depth image of one moment together, whichever comes first."""
+    """Brings the tracks and the depth image of one moment together, whichever comes first.
+
+    One moment: stamps within SAME_MOMENT or, where one of the two has a stamp that is no time,
+    publications that lie closer than half of what lies between two depth images, at the rate
+    of the last of them.
+    """
 
     def __init__(self, memory: int = 8) -> None:
         self._waiting = {kind: deque(maxlen=memory) for kind in ('tracks', 'depth')}
-        self._arrival: float | None = None  # of the last depth image
-        self._interval = SAME_MOMENT * 2  # seconds between depth images
+        self._published: float | None = None  # when the last depth image was
+        # Seconds between depth images. The least counts: one that is lost makes a gap of two.
+        self._intervals = deque(maxlen=memory)
         self._lock = threading.Lock()  # tracks come from the worker, depth from the executor
 
-    def match(self, kind: str, stamp: float | None, item, arrival: float = 0.0):
+    def match(self, kind: str, stamp: float | None, item, published: float = 0.0):
         """Return the item of the other kind for `stamp`, or None and keep this one for it.
 
-        `stamp` None: one that is no time; then the seconds of arrival are compared, and must
-        differ by less than half of what lies between two depth images.
+        stamp: seconds, None if it is no time; published: seconds at which the image was.
         """
         with self._lock:
             if kind == 'depth':
-                if self._arrival is not None:
-                    self._interval = min(arrival - self._arrival, SLOWEST)
-                self._arrival = arrival
+                if self._published is not None:
+                    self._intervals.append(published - self._published)
+                self._published = published
             others = self._waiting['depth' if kind == 'tracks' else 'tracks']
-            distances = [self._distance(stamp, arrival, *other[:2]) for other in others]
+            distances = [self._distance(stamp, published, *other[:2]) for other in others]
             if not distances or min(distances) > 1:
-                self._waiting[kind].append((stamp, arrival, item))
+                self._waiting[kind].append((stamp, published, item))
                 return None
             found = others[distances.index(min(distances))]
             others.remove(found)
             return found[2]
 
-    def _distance(self, stamp, arrival, other_stamp, other_arrival) -> float:
+    def _distance(self, stamp, published, other_stamp, other_published) -> float:
         """Return how far apart two items are; more than 1 is too far."""
         if stamp is None or other_stamp is None:
-            return abs(arrival - other_arrival) / max(SAME_MOMENT, self._interval / 2)
+            interval = min(self._intervals, default=0.0)
+            limit = min(max(SAME_MOMENT, interval / 2), SLOWEST / 2)
+            return abs(published - other_published) / limit
         return abs(stamp - other_stamp) / SAME_MOMENT
 
     @property

@@ -155,12 +155,12 @@ class Stream:
 
     # Callbacks of the executor
 
-    def _on_image(self, msg, lost: int) -> None:
+    def _on_image(self, msg, lost: int, published: float) -> None:
         s = self.statistics
         s.last_image = time.monotonic()
         s.image_bytes = len(msg.data)
         s.count(received=1, lost=lost)
-        if self._node.enabled and self._mailbox.put(self, (msg, s.last_image)):
+        if self._node.enabled and self._mailbox.put(self, (msg, s.last_image, published)):
             s.count(replaced=1)
 
     def _on_queries(self, msg: PointCloud2) -> None:
@@ -190,12 +190,12 @@ class Stream:
         except MessageError as error:
             self._refuse(f'mask: {error}')
 
-    def _on_depth(self, msg: Image, lost: int) -> None:
-        arrival, stamp = time.monotonic(), stamp_seconds(msg.header)
-        self._depth_moments.of(stamp, arrival)
+    def _on_depth(self, msg: Image, lost: int, published: float) -> None:
+        stamp = stamp_seconds(msg.header)
+        self._depth_moments.of(stamp, time.monotonic())
         if self._in_space.get_subscription_count():
             stamp = None if self._depth_moments.by_arrival else stamp
-            found = self._pairs.match('depth', stamp, msg, arrival)
+            found = self._pairs.match('depth', stamp, msg, published)
             if found is not None:
                 tracks, header, size = found
                 self._publish_positions(tracks, header, size, msg)
@@ -217,9 +217,10 @@ class Stream:
     def process(self, item: tuple) -> None:
         """Track one image and publish the result; never raises for what is in the image.
 
-        item: the message and the seconds of its arrival, on the monotonic clock.
+        item: the message, the seconds of its arrival on the monotonic clock, and those of its
+        publication on the publisher's.
         """
-        msg, arrival = item
+        msg, arrival, published = item
         s = self.statistics
         stamp = stamp_seconds(msg.header)
         p = parameters.values(self._node)
@@ -259,7 +260,7 @@ class Stream:
         s.count(tracked=1)
         self._painter.show(msg.header, frame, tracks, p.overlay_rate)
         if self._in_space.get_subscription_count():
-            self._show_in_space(tracks, msg.header, frame.shape[:2], arrival)
+            self._show_in_space(tracks, msg.header, frame.shape[:2], published)
 
     def _note_changes(self, encoding: str, picture: Picture, p) -> None:
         """Tell of what tracking goes on through, but its user may not expect."""
@@ -337,14 +338,14 @@ class Stream:
         return Tracks(moment, last.ids[kept], last.xy[kept], zero, zero, last.age[kept], flags)
 
     def _show_in_space(
-        self, tracks: Tracks, header, size: tuple[int, int], arrival: float
+        self, tracks: Tracks, header, size: tuple[int, int], published: float
     ) -> None:
         """Publish rays at once; or, with depth, positions as soon as the depth image is here."""
         if self._pairs is None:
             self._publish_in_space(tracks, header, lambda *how: rays(tracks.xy, *how), size)
             return
         stamp = None if self._moments.by_arrival else stamp_seconds(header)
-        depth = self._pairs.match('tracks', stamp, (tracks, header, size), arrival)
+        depth = self._pairs.match('tracks', stamp, (tracks, header, size), published)
         if depth is not None:
             self._publish_positions(tracks, header, size, depth)
         elif self._pairs.starved:

@@ -1,5 +1,6 @@
 """A subscription to images that hears every camera, and knows what it missed."""
 
+import time
 from collections.abc import Callable
 
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
@@ -7,12 +8,17 @@ from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 from rclpy.subscription import Subscription
 
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
-# Humble hands a callback the message alone; then losses cannot be counted.
+# Humble hands a callback the message alone; then losses cannot be counted, and a message counts
+# as published when it arrives.
 HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
 
 
 class MatchedSubscription:
-    """Calls `callback(msg, lost)` with the newest image and the number of those that never came.
+    """Calls `callback(msg, lost, published)` with the newest image.
+
+    lost: the number of images that never came since the last one; published: seconds, by the
+    clock of the publisher, at which the image was handed to the middleware. Unlike the moment of
+    the callback, this does not depend on how busy the receiver is.
 
     Its reliability is what the publishers offer. BEST_AVAILABLE of the middleware decides only
     once, when the subscription is made: reliable if no camera is there yet, and then a best-effort
@@ -42,7 +48,7 @@ class MatchedSubscription:
             depth=1, history=QoSHistoryPolicy.KEEP_LAST, reliability=self._reliability
         )  # the newest image or none: with a queue of 10 results are 10 steps old
         overrides = QoSOverridingOptions([QoSPolicyKind.DEPTH, QoSPolicyKind.HISTORY])
-        callback = self._on_message if HAS_MESSAGE_INFO else lambda msg: self._callback(msg, 0)
+        callback = self._on_message if HAS_MESSAGE_INFO else self._on_bare_message
         self._subscription = self._node.create_subscription(
             self._kind, self.topic, callback, qos, qos_overriding_options=overrides
         )
@@ -73,4 +79,8 @@ class MatchedSubscription:
             if self._sequence is not None and number > self._sequence + 1:
                 lost = number - self._sequence - 1
             self._sequence = number
-        self._callback(msg, lost)
+        published = info.get('source_timestamp')  # nanoseconds; 0: the middleware has none
+        self._callback(msg, lost, published * 1e-9 if published else time.time())
+
+    def _on_bare_message(self, msg) -> None:
+        self._callback(msg, 0, time.time())
