@@ -100,6 +100,21 @@ def test_queries_are_keypoints_of_few_frames_more_of_them_early():
         sift_queries(np.full_like(video, 90), 60, 4, np.random.default_rng(0))
 
 
+def test_a_share_of_the_queries_is_taken_where_something_moves():
+    video = np.repeat(texture(1), 12, 0)
+    video[:, 30:60, 40:70] = texture(12, seed=1)[:, 30:60, 40:70]  # a tenth of the picture
+    shares = []
+    for moving in (0.0, 0.5):
+        queries = sift_queries(video, 60, 4, np.random.default_rng(0), moving)
+        assert len(np.unique(queries, axis=0)) == 60
+        _, x, y = queries.T
+        shares.append(np.mean((x > 32) & (x < 78) & (y > 22) & (y < 68)))
+    assert shares[0] < 0.35 and shares[1] >= 0.5
+    # Where nothing moves there are as many queries as ever.
+    still = sift_queries(np.repeat(video[:1], 12, 0), 60, 4, np.random.default_rng(0), 0.5)
+    assert len(still) == 60
+
+
 def test_a_track_counts_only_where_the_way_back_agrees():
     def track(video, queries):  # right going forward; point 1 is lost on the way back
         speed = 1.0 if video[0, 0, 0, 0] == 0 else -1.0

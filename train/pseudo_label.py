@@ -486,6 +486,7 @@ HELP = {
     'size': "px of the frames' longer side; 0: as recorded",
     'points': 'queries of a clip; one with fewer keypoints is skipped',
     'query_frames': 'frames that queries are taken from, more of them early',
+    'moving': 'share of the queries taken where the picture changes',
     'kept': 'tracks that must be believed, or the clip is skipped',
     'sure': "probability from which a network's point is visible",
     'round_trip': 'px between the ways there and back; 0: do not go back',

@@ -20,6 +20,10 @@ import numpy as np
 from cotracker_ros import geometry
 from train.trackers import BASELINES, Tracker, open_tracker
 
+# Where a picture changes: so many frames later by so many grey levels, averaged over some pixels,
+# which noise and compression do not reach.
+CHANGE_AFTER, CHANGE = 5, 8
+
 
 class TooFewPoints(ValueError):
     """A clip that cannot be labelled: too few keypoints, or too few tracks worth keeping."""
@@ -35,6 +39,7 @@ class LabelConfig:
     size: int = 512  # px, what a frame's longer side is shrunk to; 0: as recorded
     points: int = 384  # queries of a clip
     query_frames: int = 8  # frames that queries are taken from
+    moving: float = 0.0  # share of the queries taken where the picture changes, if it does enough
     kept: int = 64  # tracks; a clip in which fewer are believed is skipped
     sure: float = 0.9  # probability from which a network's point is visible
     round_trip: float = 2.0  # px between the ways there and back; 0: not asked
@@ -51,6 +56,8 @@ class LabelConfig:
             raise ValueError('points, query_frames and kept are at least 1, kept at most points')
         if not 0 < self.sure < 1:
             raise ValueError(f'sure {self.sure} is a probability')
+        if not 0 <= self.moving <= 1:
+            raise ValueError(f'moving {self.moving} is a share, from 0 to 1')
         if min(self.size, self.round_trip, self.agree) < 0:
             raise ValueError('size, round_trip and agree are px, not negative')
         if self.store not in ('jpeg', 'reference'):
@@ -102,28 +109,45 @@ class Labels(NamedTuple):
 
 
 def sift_queries(
-    video: np.ndarray, count: int, frames: int, rng: np.random.Generator
+    video: np.ndarray, count: int, frames: int, rng: np.random.Generator, moving: float = 0.0
 ) -> np.ndarray:
     """Queries (count, 3) of t, x, y px: SIFT keypoints of random frames of a video (T, H, W, 3),
-    every frame at most once, early ones more likely. Raises TooFewPoints.
+    every frame at most once, early ones more likely; at least the share `moving` of them where the
+    picture changes, if it has so many (ours: before a camera that stands still, most keypoints do
+    too). Raises TooFewPoints.
     """
     early = np.linspace(1.0, 0.0, len(video), endpoint=False)  # falls evenly to nearly nothing
     times = np.sort(
         rng.choice(len(video), min(frames, len(video)), replace=False, p=early / early.sum())
     )
-    sift, found = cv2.SIFT.create(), []
+    sift, found, share = cv2.SIFT.create(), [], -(-count // len(times))
     for t in times:
         grey = cv2.cvtColor(np.ascontiguousarray(video[t]), cv2.COLOR_RGB2GRAY)
         corners = [keypoint.pt for keypoint in sift.detect(grey, None)]
         # One keypoint has an entry for each of its orientations.
         places = np.unique(np.array(corners, np.float32).reshape(-1, 2), axis=0)
-        found.append(np.insert(rng.permutation(places), 0, t, axis=1))
-    share = -(-count // len(times))
+        places = rng.permutation(places)
+        if moving and len(places):
+            x, y = places.round().astype(int).T
+            first = np.flatnonzero(changing(video, t)[y, x])[: round(moving * share)]
+            places = np.concatenate([places[first], np.delete(places, first, axis=0)])
+        found.append(np.insert(places, 0, t, axis=1))
     # An equal share of each frame; what some lack, the others give.
     chosen = np.concatenate([part[:share] for part in found] + [part[share:] for part in found])
     if len(chosen) < count:
         raise TooFewPoints(f'{len(chosen)} keypoints in {len(times)} frames, {count} are wanted')
     return chosen[:count].astype(np.float32)
+
+
+def changing(video: np.ndarray, t: int) -> np.ndarray:
+    """Where frame t of a video (T, H, W, 3) differs from one a little later, or, near the end,
+    earlier: (H, W) bool.
+    """
+    other = t + CHANGE_AFTER if t + CHANGE_AFTER < len(video) else max(0, t - CHANGE_AFTER)
+    here, there = (
+        cv2.cvtColor(np.ascontiguousarray(video[i]), cv2.COLOR_RGB2GRAY) for i in (t, other)
+    )
+    return cv2.GaussianBlur(cv2.absdiff(here, there), (0, 0), 4) > CHANGE
 
 
 def ask(teacher: Teacher, video: np.ndarray, queries: np.ndarray, round_trip: float) -> Labels:
@@ -188,7 +212,7 @@ def label(
     """
     drawn = [teachers[int(rng.integers(len(teachers)))]]
     asked = list(teachers) if config.together else drawn
-    queries = sift_queries(video, config.points, config.query_frames, rng)
+    queries = sift_queries(video, config.points, config.query_frames, rng, config.moving)
     answers = [ask(teacher, video, queries, config.round_trip) for teacher in asked]
     labels = agreed(answers, config.agree) if config.together else answers[0]
     good = labels.visible.sum(0) >= 2
