@@ -70,6 +70,7 @@ EXTRAS['dev'] = [
 PROGRAMS = (
     ('tracker_node', 'ros.node:main'),
     ('camera_node', 'ros.camera:main'),
+    ('people_node', 'ros.people:main'),
     ('cotracker-build-trt', 'engines.tensorrt_build:main'),
     ('cotracker-demo', 'demo.run:main'),
     ('cotracker-echo', 'ros.echo:main'),

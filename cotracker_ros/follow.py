@@ -4,6 +4,9 @@ A detector names the 17 keypoints of people a few times a second; the tracker ca
 frame between. When it answers again, its people are matched to those that are followed, points
 that went astray are moved without a new id, keypoints seen for the first time are added, and
 people who are no longer found are given up.
+
+Which keypoint of whom a point is, the tracks themselves say (`Tracks.body`), so a follower that is
+started anew goes on with the people it finds there.
 """
 
 from __future__ import annotations
@@ -15,28 +18,44 @@ from typing import NamedTuple
 import numpy as np
 
 from cotracker_ros.skeleton import KEYPOINTS
-from cotracker_ros.streaming import StreamingTracker, Tracks
+from cotracker_ros.streaming import MAX_INSTANCE, StreamingTracker, Tracks
 
 REMEMBERED = 128  # frames whose tracks are kept, for detections that come late
 SAME = 0.35  # of a person's size: people further apart on average are two
+UNANSWERED = 15  # frames after which a point asked for that never came is asked for again
 
 
 class Pose(NamedTuple):
     """A person in one frame."""
 
-    instance: int  # counts up from 1, never used again
+    instance: int  # counts up from 1
     xy: np.ndarray  # (17, 2) px, NaN for keypoints that are not followed
     visible: np.ndarray  # (17,) bool
+    found: float  # stamp of the last detection that found this person
+
+
+class Changes(NamedTuple):
+    """What a detector's answer asks of the tracker."""
+
+    add: np.ndarray  # (N, 2) px: new points ...
+    keypoint: np.ndarray  # (N + J,) int32: which keypoints they and those to move are
+    instance: np.ndarray  # (N + J,) int32: whose
+    move: np.ndarray  # (J,) uint32: ids of points to track on from elsewhere ...
+    to: np.ndarray  # (J, 2) px, where
+    remove: np.ndarray  # (K,) uint32: ids to stop tracking
 
 
 @dataclass
 class _Person:
-    ids: dict[int, int] = field(default_factory=dict)  # of the points, by keypoint
-    seen: float = 0.0  # stamp of the last detection
+    found: float  # stamp of the last detection
+    pose: Pose | None = None  # in the newest frame
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(len(KEYPOINTS), np.uint32))  # 0: none
+    # By keypoint: where a point was asked for that has not come yet, and frames since.
+    asked: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
 
 
-class Follower:
-    """Follows people with a tracker that nobody else adds points to.
+class People:
+    """Who is followed, by the tracks of a tracker that runs here or anywhere.
 
     sure: score from which a detector is believed that it sees a keypoint. patience: seconds after
     which a person is given up whom the detector no longer finds. tolerance: how far a point may
@@ -44,24 +63,128 @@ class Follower:
     inherit the detector's trembling.
     """
 
-    def __init__(
-        self,
-        tracker: StreamingTracker,
-        sure: float = 0.5,
-        patience: float = 1.0,
-        tolerance: float = 0.03,
-    ) -> None:
-        self.tracker, self.sure = tracker, sure
-        self.patience, self.tolerance = patience, tolerance
+    def __init__(self, sure: float = 0.5, patience: float = 1.0, tolerance: float = 0.03) -> None:
+        self.sure, self.patience, self.tolerance = sure, patience, tolerance
         self._people: dict[int, _Person] = {}
-        self._next = 1
+        self._last = 0  # instance that was given last
         self._past: deque[Tracks] = deque(maxlen=REMEMBERED)
+
+    def see(self, tracks: Tracks) -> list[Pose]:
+        """Take the tracks of the next frame; returns everybody in it."""
+        if self._past and tracks.stamp < self._past[-1].stamp:  # the stream began anew
+            self._past.clear()
+            self._people.clear()
+        self._past.append(tracks)
+        _, instances = tracks.body
+        for instance in np.unique(instances[instances > 0]).tolist():
+            if instance not in self._people:
+                self._people[instance] = _Person(tracks.stamp)
+                self._last = max(self._last, instance)
+        for instance, person in list(self._people.items()):
+            person.pose, person.ids = _pose(instance, person.found, tracks)
+            person.asked = {
+                k: (xy, frames + 1)
+                for k, (xy, frames) in person.asked.items()
+                if not person.ids[k] and frames < UNANSWERED
+            }
+            if not (person.ids.any() or person.asked):  # all its points were given up or refused
+                del self._people[instance]
+        return [p.pose for p in self._people.values() if p.pose is not None and p.ids.any()]
+
+    def correct(self, people: np.ndarray, stamp: float) -> Changes:
+        """Take a detector's answer for the frame of `stamp`: (P, 17, 3) of x, y px and score.
+
+        The frame is one of those seen, or the next one. Raises ValueError for another shape.
+        """
+        people = np.asarray(people, float)
+        if people.size == 0:
+            people = people.reshape(0, len(KEYPOINTS), 3)
+        if people.ndim != 3 or people.shape[1:] != (len(KEYPOINTS), 3):
+            raise ValueError(f'people are (P, {len(KEYPOINTS)}, 3), not {people.shape}')
+        xy = np.where(people[..., 2:] >= self.sure, people[..., :2], np.nan)
+        xy = xy[np.isfinite(xy).all(2).sum(1) >= 3]  # fewer are no person
+        followed = self._at(stamp)
+        add, move = [], []  # (keypoint, instance, x, y, id)
+        for row, instance in zip(xy, match(xy, followed), strict=True):
+            if instance is None:
+                instance = self._new(stamp)
+            person, at = self._people[instance], followed.get(instance, np.full_like(row, np.nan))
+            person.found, reach = max(person.found, stamp), self.tolerance * _size(row)
+            for k in np.flatnonzero(np.isfinite(row).all(1)).tolist():
+                if person.ids[k]:
+                    if not np.linalg.norm(at[k] - row[k]) <= reach:  # or NaN
+                        move.append((k, instance, *row[k], person.ids[k]))
+                elif k not in person.asked:
+                    person.asked[k] = row[k], 0
+                    add.append((k, instance, *row[k], 0))
+        rows = np.array([*add, *move], float).reshape(-1, 5)
+        return Changes(
+            rows[: len(add), 2:4],
+            rows[:, 0].astype(np.int32),
+            rows[:, 1].astype(np.int32),
+            rows[len(add) :, 4].astype(np.uint32),
+            rows[len(add) :, 2:4],
+            self._given_up(stamp),
+        )
+
+    def refused(self, changes: Changes) -> None:
+        """Forget that points were asked for, which the tracker did not take."""
+        new = slice(len(changes.add))
+        for k, instance in zip(changes.keypoint[new], changes.instance[new], strict=True):
+            person = self._people.get(int(instance))
+            if person is not None:
+                person.asked.pop(int(k), None)
+                if not (person.ids.any() or person.asked):
+                    del self._people[int(instance)]
+
+    def _at(self, stamp: float) -> dict[int, np.ndarray]:
+        """Return where everybody was in the frame of `stamp`: (17, 2) px by instance."""
+        past = [tracks for tracks in self._past if tracks.stamp <= stamp + 1e-6]
+        places = {}
+        for instance, person in self._people.items():
+            xy = np.full((len(KEYPOINTS), 2), np.nan)
+            if past:
+                xy = _pose(instance, 0.0, past[-1])[0].xy
+            for k, (asked, _) in person.asked.items():
+                xy[k] = asked
+            places[instance] = xy
+        return places
+
+    def _new(self, stamp: float) -> int:
+        """Return a number that nobody has; after the largest they begin again from 1."""
+        for _ in range(MAX_INSTANCE):
+            self._last = self._last % MAX_INSTANCE + 1
+            if self._last not in self._people:
+                self._people[self._last] = _Person(stamp)
+                return self._last
+        raise ValueError(f'{MAX_INSTANCE} people are followed at once')
+
+    def _given_up(self, stamp: float) -> np.ndarray:
+        """Drop people who were not found for too long; returns the ids of their points, and of
+        points beside another that is the same keypoint of the same person.
+        """
+        gone = [i for i, p in self._people.items() if stamp - p.found > self.patience]
+        for instance in gone:
+            del self._people[instance]
+        if not self._past:
+            return np.zeros(0, np.uint32)
+        tracks = self._past[-1]
+        keypoint, instance = tracks.body
+        kept = np.array([i for p in self._people.values() for i in p.ids[p.ids > 0]], np.uint32)
+        twice = np.isin(instance, list(self._people)) & (keypoint >= 0)
+        twice &= ~np.isin(tracks.ids, kept)
+        return tracks.ids[np.isin(instance, gone) | twice]
+
+
+class Follower:
+    """Follows people with a tracker that runs here."""
+
+    def __init__(self, tracker: StreamingTracker, people: People | None = None) -> None:
+        self.tracker, self.people = tracker, people or People()
 
     def track(self, frame: np.ndarray, stamp: float) -> list[Pose]:
         """Follow everybody into a frame (H, W, 3) uint8 RGB taken at `stamp`, seconds."""
-        tracks = self.tracker.track(frame, stamp)
-        self._past.append(tracks)
-        return [Pose(i, *_arrays(person, tracks)) for i, person in self._people.items()]
+        return self.people.see(self.tracker.track(frame, stamp))
 
     def correct(self, people: np.ndarray, stamp: float) -> None:
         """Take a detector's answer for the frame of `stamp`: (P, 17, 3) of x, y px and score.
@@ -70,49 +193,22 @@ class Follower:
         Raises ValueError for another shape, and where the tracker is full or does not remember
         the frame; then nobody is added or moved.
         """
-        people = np.asarray(people, float)
-        if people.size == 0:
-            people = people.reshape(0, len(KEYPOINTS), 3)
-        if people.ndim != 3 or people.shape[1:] != (len(KEYPOINTS), 3):
-            raise ValueError(f'people are (P, {len(KEYPOINTS)}, 3), not {people.shape}')
-        people = np.where(people[..., 2:] >= self.sure, people, np.nan)
-        people = people[np.isfinite(people[..., 0]).sum(1) >= 3]  # fewer are no person
-        past = [t for t in self._past if t.stamp <= stamp + 1e-6]
-        followed = {i: _arrays(person, past[-1])[0] for i, person in self._people.items() if past}
-        add, move = [], []  # (person, keypoint, x, y), (id, x, y)
-        for row, instance in zip(people, match(people[..., :2], followed), strict=True):
-            if instance is None:
-                instance = self._next
-                self._next += 1
-                self._people[instance] = _Person()
-            person, at = self._people[instance], followed.get(instance)
-            person.seen, reach = stamp, self.tolerance * _size(row[:, :2])
-            for k in np.flatnonzero(np.isfinite(row[:, 0])).tolist():
-                if k not in person.ids:
-                    add.append((instance, k, *row[k, :2]))
-                elif at is None or not np.linalg.norm(at[k] - row[k, :2]) <= reach:  # or NaN
-                    move.append((person.ids[k], *row[k, :2]))
-        self._give_up(stamp)
+        changes = self.people.correct(people, stamp)
+        new = len(changes.add)
+        self.tracker.remove_points(changes.remove)
         try:
-            if move:
-                ids, xy = (
-                    np.array([m[0] for m in move], np.uint32),
-                    np.array([m[1:] for m in move]),
-                )
-                self.tracker.move_points(ids, xy, stamp)
-            if add:
-                numbers, xy = np.array([a[1] for a in add]), np.array([a[2:] for a in add])
-                ids = self.tracker.add_points(xy, stamp, keypoints=numbers)
-                for (instance, k, *_), number in zip(add, ids.tolist(), strict=True):
-                    self._people[instance].ids[k] = number
-        finally:
-            self._people = {i: p for i, p in self._people.items() if p.ids}
-
-    def _give_up(self, stamp: float) -> None:
-        """Drop people who were not found for too long."""
-        for i in [i for i, p in self._people.items() if stamp - p.seen > self.patience]:
-            ids = self._people.pop(i).ids
-            self.tracker.remove_points(np.array(list(ids.values()), np.uint32))
+            ids = self.tracker.add_points(
+                changes.add, stamp, (), changes.keypoint[:new], changes.instance[:new]
+            )
+        except ValueError:
+            self.people.refused(changes)
+            raise
+        try:
+            self.tracker.move_points(changes.move, changes.to, stamp)
+        except ValueError:
+            self.tracker.remove_points(ids)
+            self.people.refused(changes)
+            raise
 
 
 def match(found: np.ndarray, followed: dict[int, np.ndarray]) -> list[int | None]:
@@ -139,11 +235,15 @@ def _size(xy: np.ndarray) -> float:
     return max(1.0, float(np.ptp(known, axis=0).max()))
 
 
-def _arrays(person: _Person, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
-    """Return xy (17, 2), NaN where there is no track, and visible (17,)."""
+def _pose(instance: int, found: float, tracks: Tracks) -> tuple[Pose, np.ndarray]:
+    """Return a person in a frame and the ids (17,) of its points, 0: none. Of two points that are
+    the same keypoint the older counts.
+    """
     xy, visible = np.full((len(KEYPOINTS), 2), np.nan), np.zeros(len(KEYPOINTS), bool)
-    row = {int(i): n for n, i in enumerate(tracks.ids)}
-    for k, number in person.ids.items():
-        if number in row:
-            xy[k], visible[k] = tracks.xy[row[number]], tracks.visible[row[number]]
-    return xy, visible
+    ids = np.zeros(len(KEYPOINTS), np.uint32)
+    keypoint, whose = tracks.body
+    for row in np.flatnonzero((whose == instance) & (keypoint >= 0))[::-1]:
+        k = keypoint[row]
+        if k < len(KEYPOINTS):
+            xy[k], visible[k], ids[k] = tracks.xy[row], tracks.visible[row], tracks.ids[row]
+    return Pose(instance, xy, visible, found), ids

@@ -23,7 +23,12 @@ from cotracker_ros.engines import ENGINES, EngineError
 from cotracker_ros.skeleton import KEYPOINTS, NUMBER, check_keypoints
 from cotracker_ros.streaming import StreamingTracker, Tracks
 from cotracker_ros.track_recording import is_recording, track_recording
-from cotracker_ros.visualise import check_video_path, draw_pose, draw_tracks, write_video
+from cotracker_ros.visualise import (
+    check_video_path,
+    draw_tracks,
+    draw_tracks_and_poses,
+    write_video,
+)
 
 CSV_COLUMNS = ('frame', 'time', 'id', 'x', 'y', 'visible', 'visibility', 'confidence')
 
@@ -329,13 +334,12 @@ def overlay(
         history.add(tracks)
         recent = history.arrays(tail + 1)
         _show_progress(len(history.stamps), total)
+        shown = recent['xy'], recent['visible'], history.ids
         if pose is None:
-            yield draw_tracks(frame, recent['xy'], recent['visible'], history.ids, tail)
-            continue
-        keypoint, instance = (x[history.ids - 1] for x in pose)
-        xy, visible, plain = recent['xy'], recent['visible'], keypoint < 0
-        frame = draw_tracks(frame, xy[:, plain], visible[:, plain], history.ids[plain], tail)
-        yield draw_pose(frame, xy[-1], visible[-1], keypoint, instance)
+            yield draw_tracks(frame, *shown, tail)
+        else:
+            keypoint, instance = (x[history.ids - 1] for x in pose)
+            yield draw_tracks_and_poses(frame, *shown, (keypoint, instance), tail)
 
 
 def _show_progress(done: int, total: int | None, what: str = '') -> None:

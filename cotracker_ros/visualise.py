@@ -97,6 +97,15 @@ def draw_tracks(
 
 LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR = (255, 150, 30), (60, 160, 255), (240, 240, 240)
 _SIDE_COLOURS = {'left': LEFT_COLOUR, 'right': RIGHT_COLOUR, 'middle': MIDDLE_COLOUR}
+KEYPOINT_COLOURS = tuple(_SIDE_COLOURS[side] for side in SIDE)
+
+
+def _limb_colour(one: int, other: int) -> tuple[int, int, int]:
+    sides = {SIDE[one], SIDE[other]} - {'middle'}
+    return _SIDE_COLOURS[sides.pop() if len(sides) == 1 else 'middle']
+
+
+LIMB_COLOURS = tuple(_limb_colour(*limb) for limb in LIMBS)
 
 
 def draw_pose(
@@ -131,21 +140,40 @@ def draw_pose(
     at = {(int(instance[n]), int(keypoint[n])): n for n in named}
     rim, bold, thin = (max(1, round(width * scale)) for width in (5, 3, 1.2))
     for person in sorted({who for who, _ in at}):
-        for one, other in LIMBS:
+        for (one, other), colour in zip(LIMBS, LIMB_COLOURS, strict=True):
             if (person, one) not in at or (person, other) not in at:
                 continue
             ends = [at[person, one], at[person, other]]
             first, last = ((int(fixed[n, 0]), int(fixed[n, 1])) for n in ends)
-            sides = {SIDE[one], SIDE[other]} - {'middle'}
-            colour = _SIDE_COLOURS[sides.pop() if len(sides) == 1 else 'middle']
             seen = visible[ends].all()
             if seen:
                 cv2.line(canvas, first, last, (16, 16, 16), rim, cv2.LINE_AA, _SHIFT)
             cv2.line(canvas, first, last, colour, bold if seen else thin, cv2.LINE_AA, _SHIFT)
     for n in named:
-        colour = _SIDE_COLOURS[SIDE[keypoint[n]]]
+        colour = KEYPOINT_COLOURS[keypoint[n]]
         _draw_point(canvas, fixed[n], visible[n], colour, scale)
     return canvas
+
+
+def draw_tracks_and_poses(
+    frame: np.ndarray,
+    xy: np.ndarray,
+    visible: np.ndarray,
+    ids: np.ndarray,
+    body: tuple[np.ndarray, np.ndarray],
+    tail: int = 16,
+) -> np.ndarray:
+    """Draw plain points as `draw_tracks` does, keypoints as skeletons without tails.
+
+    body: keypoint (N,), -1 for plain points, and instance (N,), as `draw_pose` takes them. The
+    rest as for `draw_tracks`.
+    """
+    keypoint, instance = body
+    plain = keypoint < 0
+    picture = draw_tracks(frame, xy[:, plain], visible[:, plain], ids[plain], tail)
+    if plain.all() or not len(xy):
+        return picture
+    return draw_pose(picture, xy[-1], visible[-1], keypoint, instance)
 
 
 def draw_errors(frame: np.ndarray, xy: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.engines import EngineError
-from cotracker_ros.follow import Follower, Pose
+from cotracker_ros.follow import Follower, People, Pose
 from cotracker_ros.streaming import StreamingTracker
 from cotracker_ros.visualise import draw_pose, write_video
 
@@ -41,7 +41,15 @@ class Detector:
             answer = b''
         if not answer:
             raise OSError(f'the detector ended with status {self._process.wait()}')
-        return np.array(json.loads(answer), float).reshape(-1, 17, 3)
+        people = np.array(json.loads(answer), float).reshape(-1, 17, 3)
+        x, y, score = np.moveaxis(people, 2, 0)
+        score[(x < 0) | (y < 0) | (x > width - 1) | (y > height - 1)] = 0  # no tracker sees them
+        return people
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the process."""
@@ -84,7 +92,8 @@ def main() -> int:
         if args.rate <= 0:
             raise ValueError(f'--rate is {args.rate}, it must be above 0')
         video = open_video(args.video)
-        follower = Follower(StreamingTracker(args.model, args.points), patience=1.5 / args.rate)
+        tracker = StreamingTracker(args.model, args.points)
+        follower = Follower(tracker, People(patience=1.5 / args.rate))
         detector = Detector(args.detector)
         write_video(args.output, follow(video, detector, follower, args.rate), video.fps)
     except (VideoError, EngineError, ValueError, OSError) as error:

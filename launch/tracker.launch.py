@@ -28,6 +28,8 @@ OTHERS = {
     'log_level': ('info', 'Least severity logged', ['debug', 'info', 'warn', 'error', 'fatal']),
     'rviz': ('false', 'Open RViz with the tracks and ~/overlay', ['true', 'false']),
     'camera': ('', 'Device such as /dev/video0: starts a camera too; or a video file', None),
+    'people': ('false', 'Follow the people of a detector (docs/pose.md)', ['true', 'false']),
+    'poses_topic': ('poses', 'Keypoints that the detector finds; with cameras, below each', None),
     'live': ('false', 'Serve a live view for browsers (needs aiohttp)', ['true', 'false']),
     'live_address': ('127.0.0.1', 'Its address; others than this ask for a token', None),
     'live_port': ('8080', 'Its port; with several cameras, the first of as many', None),
@@ -97,14 +99,16 @@ def given_parameters(arguments: dict[str, str], from_file: dict) -> dict:
     return given
 
 
-def camera_topics(arguments: dict[str, str], camera: str) -> dict[str, str]:
+def camera_topics(
+    arguments: dict[str, str], camera: str, names=('image', 'camera_info', 'depth')
+) -> dict[str, str]:
     """Return where the topics of a camera ('' if it is the only one) really are.
 
     Those of one camera of several lie below its name. Raises RuntimeError for absolute names,
     which all cameras would share.
     """
     topics = {}
-    for name in ('image', 'camera_info', 'depth'):
+    for name in names:
         topic = arguments[f'{name}_topic'] or name
         if camera and topic.startswith('/'):
             raise RuntimeError(
@@ -155,6 +159,7 @@ def tracker(context) -> list:
             output='screen',
         ),
         *([camera(context, arguments, used)] if arguments['camera'] else []),
+        *(followers(arguments, used) if arguments['people'] == 'true' else []),
         *(live_views(arguments, used) if arguments['live'] == 'true' else []),
         *([rviz(context, arguments, viewed)] if arguments['rviz'] == 'true' else []),
     ]
@@ -191,6 +196,23 @@ def camera(context, arguments: dict[str, str], used: dict) -> Node:
         remappings=[('image', topic)],
         **common,
     )
+
+
+def followers(arguments: dict[str, str], used: dict) -> list[Node]:
+    """Return a node for each camera that follows the people whom a detector finds there."""
+    return [
+        Node(
+            package='cotracker_ros',
+            executable='people_node',
+            name=f'people_{name}' if name else 'people',
+            namespace=arguments['namespace'],
+            parameters=[{'tracker': NAME, **({'camera': name} if name else {})}],
+            remappings=[(poses, topic)],
+            output='screen',
+        )
+        for name in used.get('cameras') or ['']
+        for poses, topic in [camera_topics(arguments, name, ('poses',)).popitem()]
+    ]
 
 
 def live_views(arguments: dict[str, str], used: dict) -> list[Node]:

@@ -12,7 +12,7 @@ pytest.importorskip('onnx', reason='writes the stand-in model')
 
 import stand_in_step
 
-from cotracker_ros.follow import Follower, match
+from cotracker_ros.follow import Follower, People, match
 from cotracker_ros.streaming import StreamingTracker
 
 FRAME = np.zeros((64, 96, 3), np.uint8)
@@ -22,7 +22,7 @@ FRAME = np.zeros((64, 96, 3), np.uint8)
 def follower(tmp_path):
     """A follower whose points go 2 px to the right a frame, with room for two people."""
     tracker = StreamingTracker(stand_in_step.write(tmp_path / 'm.onnx'), max_points=34, threads=1)
-    yield Follower(tracker, patience=1.0)
+    yield Follower(tracker, People(patience=1.0))
     tracker.close()
 
 

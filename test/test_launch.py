@@ -123,6 +123,17 @@ def test_wrong_arguments_start_nothing(stand_ins, argument, message):
         launched(argument)
 
 
+def test_a_follower_of_people_for_each_camera(stand_ins):
+    _, people = launched('people:=true', 'poses_topic:=/detector/poses', 'namespace:=robot')
+    assert (people['executable'], people['namespace']) == ('people_node', 'robot')
+    assert people['remappings'] == [('poses', '/detector/poses')]
+    assert people['parameters'] == [{'tracker': 'tracker'}]
+    _, front, rear = launched('people:=true', 'cameras:=[front, rear]')
+    assert (front['name'], rear['name']) == ('people_front', 'people_rear')
+    assert rear['parameters'] == [{'tracker': 'tracker', 'camera': 'rear'}]
+    assert rear['remappings'] == [('rear/poses', 'rear/poses')]
+
+
 @pytest.mark.parametrize(
     'text, message',
     [

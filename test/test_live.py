@@ -22,7 +22,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2')
 aiohttp = pytest.importorskip('aiohttp', reason='needs aiohttp')
 
 from aiohttp import web
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
@@ -31,8 +31,9 @@ from cotracker_ros.live.__main__ import main
 from cotracker_ros.live.frames import MAX_WIDTH, Frame, pack
 from cotracker_ros.live.node import NotAvailable
 from cotracker_ros.live.server import LiveServer, host_allowed
-from cotracker_ros.ros.messages import TRACK, array_to_image
-from cotracker_ros.visualise import id_colours
+from cotracker_ros.ros.messages import QUERY, TRACK, array_to_image, rows_to_cloud
+from cotracker_ros.skeleton import NUMBER
+from cotracker_ros.visualise import LEFT_COLOUR, RIGHT_COLOUR, id_colours
 
 
 def rows(*places):
@@ -181,7 +182,7 @@ async def said(channel) -> dict:
 def test_pages_elsewhere_cannot_use_the_server():
     async def run():
         async with served() as (_, node, session, url):
-            for path in ('/', '/live.js', '/live.css'):
+            for path in ('/', '/live.js', '/live.css', '/skeleton.json'):
                 assert await status(session, url + path) == 200
             async with session.get(url) as answer:
                 assert "frame-ancestors 'none'" in answer.headers['Content-Security-Policy']
@@ -203,7 +204,15 @@ def test_pages_elsewhere_cannot_use_the_server():
 def test_a_token_is_asked_for_and_becomes_a_cookie():
     async def run():
         async with served(token='s3cret') as (_, _, session, url):
-            for path in ('/', '/live.js', '/live', '/?token=', '/?token=s3cre', '/?token=ü'):
+            for path in (
+                '/',
+                '/live.js',
+                '/skeleton.json',
+                '/live',
+                '/?token=',
+                '/?token=s3cre',
+                '/?token=ü',
+            ):
                 assert await status(session, url + path, Origin=url) == 401, path
             async with session.get(f'{url}/?token=s3cret', allow_redirects=False) as answer:
                 assert answer.status == 302 and answer.headers['Location'] == '/'
@@ -395,15 +404,26 @@ def test_in_a_browser(start_tracker, browser):
     def points() -> int:
         return len(seen[0]) if seen else -1
 
-    def click_at(x, y):
-        """Click on a pixel of the camera image."""
+    def mouse_at(x, y) -> ActionChains:
+        """The mouse over a pixel of the camera image."""
         canvas = browser.find_element(By.ID, 'picture')
         size = canvas.size
         left = (x + 0.5) * size['width'] / 320 - size['width'] / 2
         top = (y + 0.5) * size['height'] / 240 - size['height'] / 2
-        ActionChains(browser).move_to_element_with_offset(
-            canvas, round(left), round(top)
-        ).click().perform()
+        return ActionChains(browser).move_to_element_with_offset(canvas, round(left), round(top))
+
+    def click_at(x, y):
+        mouse_at(x, y).click().perform()
+
+    def colour_at(x, y) -> tuple:
+        """What the page shows at a pixel of the camera image."""
+        shot = screenshot()
+        height, width = shot.shape[:2]
+        return tuple(shot[int((y + 0.5) * height / 240), int((x + 0.5) * width / 320)].tolist())
+
+    def screenshot() -> np.ndarray:
+        png = browser.find_element(By.ID, 'picture').screenshot_as_png
+        return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
     try:
         browser.get(live.url)
@@ -411,11 +431,7 @@ def test_in_a_browser(start_tracker, browser):
         pump(lambda: text('level') and text('rate').endswith('/s') and text('age').endswith('ms'))
 
         # The picture on the page is the camera's, the right way round.
-        shot = cv2.imdecode(
-            np.frombuffer(browser.find_element(By.ID, 'picture').screenshot_as_png, np.uint8),
-            cv2.IMREAD_COLOR,
-        )[..., ::-1]
-        small = cv2.resize(shot, (320, 240), interpolation=cv2.INTER_AREA).astype(int)
+        small = cv2.resize(screenshot(), (320, 240), interpolation=cv2.INTER_AREA).astype(int)
         # Tracks are drawn on it; another picture differs by over 80.
         assert np.abs(small - texture()).mean() < 20
 
@@ -437,9 +453,25 @@ def test_in_a_browser(start_tracker, browser):
         pump(lambda: points() == 4)
         assert set(seen[0]['id'].tolist()) == before
 
+        # A body's keypoints have limbs in the colours of their sides, and names.
+        person = np.zeros(4, QUERY)
+        person['x'], person['y'] = [60, 60, 260, 260], [60, 190, 60, 190]
+        person['keypoint'] = [
+            NUMBER[f'{s}_{n}'] for s in ('left', 'right') for n in ('hip', 'knee')
+        ]
+        person['instance'] = 7
+        tracker.publisher(PointCloud2, 'tracker/queries').publish(rows_to_cloud(person, Header()))
+        pump(lambda: points() == 8)
+        pump(lambda: text('points') == '8 of 8 points seen')
+        for side, colour in ((0, LEFT_COLOUR), (2, RIGHT_COLOUR)):
+            hip, knee = seen[0][4 + side : 6 + side]
+            assert colour_at((hip['x'] + knee['x']) / 2, (hip['y'] + knee['y']) / 2) == colour
+        mouse_at(hip['x'], hip['y']).perform()
+        pump(lambda: text('hover').startswith('right_hip of 7, point '))
+
         browser.find_element(By.ID, 'clear').click()
         pump(lambda: points() == 0)
-        pump(lambda: 'dropped 4 points' in text('said'))
+        pump(lambda: 'dropped 8 points' in text('said'))
         browser.find_element(By.ID, 'resample').click()
         pump(lambda: points() == 4)
 

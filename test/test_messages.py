@@ -373,13 +373,20 @@ def cloud(rows: np.ndarray, **change) -> PointCloud2:
 def test_queries_add_remove_and_move():
     nan = float('nan')
     rows = np.array(
-        [(1, 2, 0, 16), (nan, nan, 7, -1), (3, 4, 9, 5), (5, 6, 0, -1), (7, 8, 9, 0)],
-        [('x', '<f8'), ('y', '<f4'), ('id', '<u4'), ('keypoint', '<i4')],
+        [
+            (1, 2, 0, 16, 3),
+            (nan, nan, 7, -1, 0),
+            (3, 4, 9, 5, 3),
+            (5, 6, 0, -1, 0),
+            (7, 8, 9, 0, 4),
+        ],
+        [('x', '<f8'), ('y', '<f4'), ('id', '<u4'), ('keypoint', '<i4'), ('instance', '<u4')],
     )
     asked = messages.cloud_to_queries(
         cloud(rows, header=Header(stamp=Time(sec=2, nanosec=500_000_000)))
     )
-    assert asked.add.tolist() == [[1, 2], [5, 6]] and asked.keypoint.tolist() == [16, -1]
+    assert asked.add.tolist() == [[1, 2], [5, 6]]
+    assert asked.keypoint.tolist() == [16, -1, 0] and asked.instance.tolist() == [3, 0, 4]
     assert asked.remove.tolist() == [7]
     assert asked.move.tolist() == [9] and asked.to.tolist() == [[7, 8]]  # the last place
     assert asked.stamp == 2.5
@@ -406,6 +413,10 @@ def test_queries_without_id_stamp_or_order():
     (
         np.full(2, 17, [('x', '<f4'), ('y', '<f4'), ('keypoint', '<i4')]), {},
         'field keypoint: 17 is no keypoint: they go from 0, nose, to 16',
+    ),
+    (
+        np.full(2, 65536, [('x', '<f4'), ('y', '<f4'), ('instance', '<u4')]), {},
+        'field instance must hold whole numbers from 0 to 65535',
     ),
 ])  # fmt: skip
 def test_bad_queries_say_what_is_wrong(rows, change, text):

@@ -130,7 +130,8 @@ def test_a_point_that_is_moved_keeps_its_id_and_one_that_is_gone_gets_a_new_one(
     def queries(move, to, stamp=None):
         none = np.zeros((0, 2), np.float32)
         to = np.array(to, np.float32)
-        return Queries(none, nothing, stamp, np.array(move, np.uint32), to, np.zeros(0, np.int32))
+        body = np.arange(len(move), dtype=np.int32), np.full(len(move), 5)
+        return Queries(none, nothing, stamp, np.array(move, np.uint32), to, *body)
 
     manager.follow(queries([2, 9], [[50, 40], [70, 30]]))
     manager.before(FRAME, PARAMETERS)
@@ -138,6 +139,8 @@ def test_a_point_that_is_moved_keeps_its_id_and_one_that_is_gone_gets_a_new_one(
     assert tracks.ids.tolist() == [1, 2, 3]
     np.testing.assert_allclose(tracks.xy[1:], [[50, 40], [70, 30]], atol=1e-3)
     assert tracks.age.tolist()[1:] == [0, 0]
+    # The one that was held stays the plain point that it was.
+    assert [part.tolist() for part in tracks.body] == [[-1, -1, 1], [0, 0, 5]]
     manager.follow(queries([1], [[500, 40]]))
     assert len(manager.refused) == 1 and 'outside the image' in manager.refused[0]
     assert manager.tracker.track(FRAME, 2.0).ids.tolist() == [1, 2, 3]

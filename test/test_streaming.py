@@ -12,6 +12,7 @@ import stand_in_step
 
 from cotracker_ros import engines
 from cotracker_ros.streaming import (
+    MAX_INSTANCE,
     NEW,
     OUTSIDE,
     QUERY_FRAME,
@@ -476,9 +477,29 @@ def test_keypoints_reach_a_model_that_knows_them(tmp_path):
     tracker.track(np.zeros((32, 48, 3), np.uint8), 0.2)
     tracks = tracker.track(np.zeros((32, 48, 3), np.uint8), 0.3)
     np.testing.assert_allclose(tracks.xy, [[11, 10], [21, 10]], atol=1e-5)
-    for wrong in ([1, 2], [-2], [0.5]):
-        with pytest.raises(ValueError, match='keypoints must be 1 whole numbers'):
+    for wrong, text in (([1, 2], 'be 1 whole'), ([-2], 'from -1 to 254'), ([0.5], 'be 1 whole')):
+        with pytest.raises(ValueError, match=f'keypoints .*{text}'):
             tracker.add_points([[5, 5]], keypoints=np.array(wrong))
+
+
+def test_tracks_say_which_keypoint_of_whom_a_point_is(tmp_path):
+    tracker = StreamingTracker(stand_in_step.write(tmp_path / 'm.onnx'), 4)
+    body = np.array([0, 16, -1]), np.array([MAX_INSTANCE, 7, 0])
+    ids = tracker.add_points([[10, 10], [20, 10], [30, 10]], None, (), *body)
+    frame = np.zeros((32, 48, 3), np.uint8)
+    for stamp in (0.0, 0.1):
+        tracks = tracker.track(frame, stamp)
+        assert [part.tolist() for part in tracks.body] == [part.tolist() for part in body]
+        assert tracks.flags[2] < 256  # of a plain point as ever
+    assert tracks.visible.all()
+    tracker.move_points(ids[:1], [[12, 12]])  # keeps both
+    assert [part[0] for part in tracker.track(frame, 0.2).body] == [0, MAX_INSTANCE]
+    tracker.remove_points(ids)
+    tracker.add_points([[10, 10]])  # in the same slot
+    assert [part.tolist() for part in tracker.track(frame, 0.3).body] == [[-1], [0]]
+    for wrong, text in (([1, 2], 'be 1 whole'), ([-1], 'from 0 to 65535'), ([65536], 'to 65535')):
+        with pytest.raises(ValueError, match=f'instances .*{text}'):
+            tracker.add_points([[5, 5]], instances=np.array(wrong))
 
 
 def test_a_model_of_two_scales_gets_a_larger_picture_and_tracks_in_its_own_pixels(tmp_path):

@@ -6,11 +6,15 @@ The detector (see examples/blazepose.py) answers every frame once; at 1, 2, 5 an
 second all others are kept from the tracker, and are what it is measured against: the distance from
 the detector's own answer in frames that were not given, beside holding the last answer still and
 Lucas-Kanade from it. There is no truth here: the detector's trembling is in every row alike.
+
+Times are of the processor, all threads together, so that a busy machine does not change them.
 """
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -23,9 +27,10 @@ if not __package__:  # run as a script: the folder above holds the packages
 
 from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.engines import EngineError
-from cotracker_ros.follow import Follower
+from cotracker_ros.follow import Follower, People
 from cotracker_ros.streaming import StreamingTracker
 from examples.follow_people import Detector
+from export.reporting import markdown
 
 RATES = (1.0, 2.0, 5.0, 10.0)  # answers a second
 SURE = 0.5  # score from which the detector is believed
@@ -69,7 +74,7 @@ def tracked(model: str, fps: float, threads: int) -> Method:
 
     def run(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
         tracker.reset()
-        follower = Follower(tracker, SURE, patience=3.0)
+        follower = Follower(tracker, People(SURE, patience=3.0))
         places = np.full((*answers.shape[:2], 2), np.nan)
         for t, frame in enumerate(video):
             if given[t] and np.isfinite(answers[t]).all():
@@ -101,20 +106,31 @@ def score(places: np.ndarray, answers: np.ndarray, given: np.ndarray) -> dict[st
     }
 
 
-def detect(path: Path, detector: Detector, frames: int) -> tuple[np.ndarray, np.ndarray, float]:
+def processor_seconds(pid: int) -> float:
+    """Return the seconds of the processor that another process has used (Linux)."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def detect(
+    path: Path, detector: Detector, seconds: float
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Return a video (T, H, W, 3), at most 640 px wide, the first person (T, 17, 3) that the
-    detector finds in every frame, NaN: none, and the frames a second.
+    detector finds in every frame, NaN: none, the frames a second, and the detector's ms a frame.
     """
     video = open_video(str(path))
-    images, answers = [], []
-    for image in islice(video.frames, frames):
+    images, answers, began = [], [], 0.0
+    for image in islice(video.frames, round(seconds * video.fps)):
+        if len(images) == 1:  # the first one loads the network
+            began = processor_seconds(detector.pid)
         scale = min(1.0, 640 / image.shape[1])
         size = round(scale * image.shape[1]), round(scale * image.shape[0])
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         found = detector.find(image)
         images.append(image)
         answers.append(found[0] if len(found) else np.full((17, 3), np.nan))
-    return np.stack(images), np.stack(answers), video.fps
+    used = processor_seconds(detector.pid) - began
+    return np.stack(images), np.stack(answers), video.fps, 1000 * used / max(1, len(images) - 1)
 
 
 def main() -> int:
@@ -123,15 +139,16 @@ def main() -> int:
     parser.add_argument('videos', type=Path, nargs='+')
     parser.add_argument('--detector', required=True, help='its command')
     parser.add_argument('--model', default='realtime', help='shipped name or file [realtime]')
-    parser.add_argument('--frames', type=int, default=120, help='of each video, at most [120]')
-    parser.add_argument('--threads', type=int, default=0, help='of the runtime; 0: automatic')
+    parser.add_argument('--seconds', type=float, default=4, help='of each video, at most [4]')
+    parser.add_argument('--threads', type=int, default=1, help='of the runtime [1]')
     parser.add_argument('--output', type=Path, default=Path('runs/following.json'))
     args = parser.parse_args()
+    cv2.setNumThreads(1)
     rows = []
     try:
         detector = Detector(args.detector)
         for path in args.videos:
-            video, answers, fps = detect(path, detector, args.frames)
+            video, answers, fps, detector_ms = detect(path, detector, args.seconds)
             methods = {
                 'still': hold,
                 'Lucas-Kanade': lucas_kanade,
@@ -141,8 +158,14 @@ def main() -> int:
                 due = np.arange(len(video)) * rate / fps
                 given = np.diff(np.floor(due + 1e-6), prepend=-1) > 0
                 for name, run in methods.items():
-                    result = score(run(video, answers, given), answers, given)
-                    rows.append({'video': path.name, 'rate': rate, 'method': name, **result})
+                    began = time.process_time()
+                    places = run(video, answers, given)
+                    ms = 1000 * (time.process_time() - began) / len(video)
+                    row = {'video': path.name, 'rate': rate, 'method': name}
+                    row |= score(places, answers, given)
+                    row |= {'ms': ms, 'detector ms': detector_ms}
+                    row['pair ms'] = ms + detector_ms * rate / fps
+                    rows.append(row)
                     print(rows[-1], flush=True)
         detector.close()
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -150,13 +173,28 @@ def main() -> int:
     except (VideoError, EngineError, ValueError, OSError) as error:
         print(f'following: {error}', file=sys.stderr)
         return 1
-    for rate in RATES:
-        for name in ('still', 'Lucas-Kanade', 'tracker'):
-            own = [r for r in rows if r['rate'] == rate and r['method'] == name and r['counted']]
-            if own:
-                mean = {k: np.mean([r[k] for r in own]) for k in ('median', 'within 10 %')}
-                print(f'{rate:g}/s {name}: ' + ', '.join(f'{k} {v:.1f}' for k, v in mean.items()))
+    print('\n'.join(table(rows)))
     return 0
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Return the means over the videos as a table in Markdown."""
+    names = list(dict.fromkeys(row['method'] for row in rows))
+    head = ['detections a second', *names, 'frames a second: pair', 'detector alone']
+    lines = []
+    for rate in sorted({row['rate'] for row in rows}):
+        own = [row for row in rows if row['rate'] == rate and row['counted']]
+        if not own:
+            continue
+        cells = []
+        for name in names:
+            of = [row for row in own if row['method'] == name]
+            within, median = (np.mean([row[k] for row in of]) for k in ('within 10 %', 'median'))
+            cells.append(f'{within:.1f} % ({median:.1f})')
+        pair = 1000 / np.mean([row['pair ms'] for row in own if row['method'] == names[-1]])
+        alone = 1000 / np.mean([row['detector ms'] for row in own])
+        lines.append([f'{rate:g}', *cells, f'{pair:.1f}', f'{alone:.1f}'])
+    return markdown(head, lines)
 
 
 if __name__ == '__main__':

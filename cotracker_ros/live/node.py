@@ -9,11 +9,12 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from cotracker_ros.live.frames import Frame
-from cotracker_ros.ros.messages import cloud_to_tracks, set_data, stamp_seconds
+from cotracker_ros.ros.messages import QUERY, cloud_to_tracks, rows_to_cloud, stamp_seconds
 from cotracker_ros.ros.subscription import MatchedSubscription
 
 WAITING_BYTES = 2**26  # of images that wait for their tracks
@@ -21,12 +22,6 @@ SILENCE = 1.0  # seconds without tracks after which images are shown without the
 RATE_SECONDS = 2.0  # over which the rate is taken
 STALE_SECONDS = 3.0  # without diagnostics; the tracker sends them once a second
 LONGEST_AGE = 60.0  # seconds; above, the stamps are of another clock, as those of an old bag
-_QUERY = np.dtype([('x', '<f4'), ('y', '<f4'), ('id', '<u4')])
-_QUERY_FIELDS = [
-    PointField(name='x', offset=0, datatype=PointField.FLOAT32, count=1),
-    PointField(name='y', offset=4, datatype=PointField.FLOAT32, count=1),
-    PointField(name='id', offset=8, datatype=PointField.UINT32, count=1),
-]
 _LEVELS = {
     DiagnosticStatus.OK: 'ok',
     DiagnosticStatus.WARN: 'warning',
@@ -132,11 +127,10 @@ class LiveNode(Node):
     def _query(self, row: tuple, stamp: tuple[int, int]) -> None:
         if not self._queries.get_subscription_count():
             raise NotAvailable(f'no tracker listens on {self._queries.topic_name}')
-        msg = PointCloud2(height=1, width=1, fields=_QUERY_FIELDS, is_dense=False)
-        msg.header.stamp.sec, msg.header.stamp.nanosec = stamp
-        msg.point_step = msg.row_step = _QUERY.itemsize
-        set_data(msg, np.array([row], _QUERY))
-        self._queries.publish(msg)
+        header = Header()
+        header.stamp.sec, header.stamp.nanosec = stamp
+        rows = np.array([(*row, -1, 0)], QUERY)
+        self._queries.publish(rows_to_cloud(rows, header, is_dense=False))
 
     # Callbacks of the executor
 

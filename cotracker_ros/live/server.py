@@ -15,6 +15,8 @@ from aiohttp import WSMsgType, web
 from cotracker_ros.live.frames import Frame, pack
 from cotracker_ros.live.node import NotAvailable
 from cotracker_ros.ros.messages import MessageError
+from cotracker_ros.skeleton import KEYPOINTS, LIMBS
+from cotracker_ros.visualise import KEYPOINT_COLOURS, LIMB_COLOURS
 
 PAGE = Path(__file__).parent / 'page'
 FILES = {'/': 'index.html', '/live.css': 'live.css', '/live.js': 'live.js'}
@@ -28,6 +30,12 @@ HEADERS = {
     'X-Content-Type-Options': 'nosniff',
     'Referrer-Policy': 'no-referrer',
     'Cache-Control': 'no-store',
+}
+SKELETON = {
+    'keypoints': KEYPOINTS,
+    'keypoint_colours': [f'#{bytes(colour).hex()}' for colour in KEYPOINT_COLOURS],
+    'limbs': LIMBS,  # pairs of keypoints
+    'limb_colours': [f'#{bytes(colour).hex()}' for colour in LIMB_COLOURS],
 }
 
 
@@ -100,6 +108,7 @@ class LiveServer:
         app.router.add_get('/live', self._on_socket)
         for path in FILES:
             app.router.add_get(path, self._on_file)
+        app.router.add_get('/skeleton.json', self._on_skeleton)
         app.cleanup_ctx.append(self._reporting)
         app.on_shutdown.append(self._on_shutdown)
         return app
@@ -140,6 +149,9 @@ class LiveServer:
 
     async def _on_file(self, request: web.Request) -> web.FileResponse:
         return web.FileResponse(PAGE / FILES[request.path])
+
+    async def _on_skeleton(self, request: web.Request) -> web.Response:
+        return web.json_response(SKELETON)
 
     async def _on_socket(self, request: web.Request) -> web.WebSocketResponse:
         if 'Origin' not in request.headers:  # which every browser sends

@@ -13,7 +13,8 @@ from sensor_msgs.msg import PointCloud2
 from cotracker_ros.ros.messages import TRACK, MessageError, cloud_to_tracks
 from cotracker_ros.ros.startup import StartError, init, interrupt_once, shutdown
 from cotracker_ros.ros.subscription import BEST_EFFORT
-from cotracker_ros.streaming import NEW, OUTSIDE, QUERY_FRAME, VISIBLE
+from cotracker_ros.skeleton import KEYPOINTS
+from cotracker_ros.streaming import NEW, OUTSIDE, QUERY_FRAME, VISIBLE, body_of
 
 _HEADING = '      id         x         y  visibility  confidence     age  flags'
 _WORDS = {VISIBLE: 'visible', NEW: 'new', OUTSIDE: 'outside', QUERY_FRAME: 'query'}
@@ -31,8 +32,12 @@ def table(msg: PointCloud2, visible_only: bool = False) -> str:
     seen = (rows['flags'] & VISIBLE) != 0
     stamp = f'{msg.header.stamp.sec}.{msg.header.stamp.nanosec:09}'
     lines = [f'{stamp} {msg.header.frame_id}: {len(rows)} points, {seen.sum()} visible', _HEADING]
-    for row in rows[seen] if visible_only else rows:
+    for row, keypoint, instance in zip(rows, *body_of(rows['flags']), strict=True):
+        if visible_only and not row['flags'] & VISIBLE:
+            continue
         words = ' '.join(word for bit, word in _WORDS.items() if row['flags'] & np.uint32(bit))
+        words += f' {KEYPOINTS[keypoint]}' if 0 <= keypoint < len(KEYPOINTS) else ''
+        words += f' of {instance}' if instance else ''
         lines.append(
             f'{row["id"]:8d} {row["x"]:9.2f} {row["y"]:9.2f}  {row["visibility"]:10.2f}  '
             f'{row["confidence"]:10.2f}  {row["age"]:6d}  {words}'.rstrip()

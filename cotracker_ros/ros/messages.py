@@ -10,8 +10,8 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from cotracker_ros.skeleton import check_keypoints
-from cotracker_ros.streaming import Tracks
+from cotracker_ros.skeleton import KEYPOINTS, check_keypoints
+from cotracker_ros.streaming import MAX_INSTANCE, Tracks
 from cotracker_ros.streaming.image_range import to_8_bit
 
 
@@ -19,7 +19,8 @@ class MessageError(ValueError):
     """A message whose content cannot be used; the text names the value and what is allowed."""
 
 
-# A row of /tracks. Flags: bit 0 visible, 1 new, 2 outside the image, 3 query frame.
+# A row of /tracks. Flags: bit 0 visible, 1 new, 2 outside the image, 3 query frame; bits 8 to 31
+# as cotracker_ros.streaming.body_of reads them: which keypoint of whom.
 TRACK = np.dtype(
     [
         ('x', '<f4'),
@@ -42,16 +43,11 @@ _NUMPY_TYPE = {
     PointField.FLOAT32: 'f4',
     PointField.FLOAT64: 'f8',
 }
-_POINT_TYPE = {np.dtype('<f4'): PointField.FLOAT32, np.dtype('<u4'): PointField.UINT32}
-_TRACK_FIELDS = [
-    PointField(
-        name=name,
-        offset=TRACK.fields[name][1],
-        count=1,
-        datatype=_POINT_TYPE[TRACK.fields[name][0]],
-    )
-    for name in TRACK.names
-]
+_POINT_TYPE = {name: number for number, name in _NUMPY_TYPE.items()}
+# A row of ~/queries as this package writes them; others may leave out all but x and y.
+QUERY = np.dtype(
+    [('x', '<f4'), ('y', '<f4'), ('id', '<u4'), ('keypoint', '<i4'), ('instance', '<u4')]
+)
 
 MAX_SIDE = 32768  # of an image; more is a damaged header
 
@@ -297,18 +293,39 @@ def tracks_to_cloud(tracks: Tracks, header: Header, xyz: np.ndarray | None = Non
         rows['x'], rows['y'], rows['z'] = xyz.T
     rows['id'], rows['age'], rows['flags'] = tracks.ids, tracks.age, tracks.flags
     rows['visibility'], rows['confidence'] = tracks.visibility, tracks.confidence
+    return rows_to_cloud(rows, header, xyz is None or bool(np.isfinite(xyz).all()))
+
+
+def rows_to_cloud(rows: np.ndarray, header: Header, is_dense: bool = True) -> PointCloud2:
+    """Return a structured array (N,), little endian, as a cloud with the fields of its dtype.
+
+    is_dense: whether no value is NaN.
+    """
     msg = PointCloud2(
         header=header,
         height=1,
         width=len(rows),
-        fields=_TRACK_FIELDS,
+        fields=_fields(rows.dtype),
         is_bigendian=False,
-        point_step=TRACK.itemsize,
+        point_step=rows.dtype.itemsize,
         row_step=rows.nbytes,
-        is_dense=xyz is None or bool(np.isfinite(xyz).all()),
+        is_dense=is_dense,
     )
     set_data(msg, rows)
     return msg
+
+
+@functools.cache
+def _fields(dtype: np.dtype) -> list[PointField]:
+    return [
+        PointField(
+            name=name,
+            offset=dtype.fields[name][1],
+            count=1,
+            datatype=_POINT_TYPE[dtype.fields[name][0].str[1:]],
+        )
+        for name in dtype.names
+    ]
 
 
 def cloud_to_tracks(msg: PointCloud2) -> np.ndarray:
@@ -324,7 +341,9 @@ class Queries(NamedTuple):
     stamp: float | None  # seconds, of the frame in which they were seen; None: the next frame
     move: np.ndarray  # (J,) uint32: ids of points to track on from elsewhere
     to: np.ndarray  # (J, 2) float32 px, where
-    keypoint: np.ndarray  # (N,) int32: which of a body's keypoints the new points are, -1: none
+    # Of the new points and, for those of them that are gone, of the points to move:
+    keypoint: np.ndarray  # (N + J,) int32: which of a body's keypoints they are, -1: none
+    instance: np.ndarray  # (N + J,) int64: whose, 0: nobody's
 
 
 def cloud_to_queries(msg: PointCloud2) -> Queries:
@@ -332,15 +351,17 @@ def cloud_to_queries(msg: PointCloud2) -> Queries:
 
     Fields `x` and `y`, of any numeric type, are pixels of the camera image. A field `id` names
     points that are tracked: (x, y, 0) adds a point, (x, y, id) moves that point, which keeps its
-    id, and (NaN, NaN, id) removes it. A field `keypoint` holds COCO's number of new points that
-    are a body's keypoints, -1 of others.
+    id, and (NaN, NaN, id) removes it. A field `keypoint` holds COCO's number of points that are a
+    body's keypoints, -1 of others; a field `instance`, from 1, whose they are, 0: nobody's.
     """
-    columns = _columns(msg, ('x', 'y'), ('id', 'keypoint'))
+    columns = _columns(msg, ('x', 'y'), ('id', 'keypoint', 'instance'))
     with np.errstate(over='ignore', invalid='ignore'):  # too large becomes infinite: refused
         xy = np.stack([columns['x'], columns['y']], 1).astype(np.float32)
     ids = columns.get('id', np.zeros(len(xy), np.uint32))
-    if ids.dtype.kind == 'f' or (ids.size and (ids.min() < 0 or ids.max() >= 2**32)):
-        raise MessageError('the field id must hold whole numbers from 0 to 4294967295')
+    instance = columns.get('instance', np.zeros(len(xy), np.uint32))
+    for name, values, most in (('id', ids, 2**32 - 1), ('instance', instance, MAX_INSTANCE)):
+        if values.dtype.kind == 'f' or (values.size and (values.min() < 0 or values.max() > most)):
+            raise MessageError(f'the field {name} must hold whole numbers from 0 to {most}')
     removed = np.isnan(xy).all(1) & (ids != 0)
     if not np.isfinite(xy[~removed]).all():
         bad = xy[~removed & ~np.isfinite(xy).all(1)][0]
@@ -349,17 +370,46 @@ def cloud_to_queries(msg: PointCloud2) -> Queries:
         keypoint = check_keypoints(columns.get('keypoint', np.full(len(xy), -1)), len(xy))
     except ValueError as error:
         raise MessageError(f'the field keypoint: {error}') from error
-    new, moved = ids == 0, (ids != 0) & ~removed
-    # Of several places for one point the last counts.
-    move, last = np.unique(ids[moved][::-1], return_index=True)
+    new, moved = np.flatnonzero(ids == 0), np.flatnonzero((ids != 0) & ~removed)[::-1]
+    move, last = np.unique(ids[moved], return_index=True)
+    moved = moved[last]  # of several places for one point the last counts
+    told = np.concatenate([new, moved])
     return Queries(
         xy[new],
         np.unique(ids[removed]).astype(np.uint32),
         stamp_seconds(msg.header) or None,
         move.astype(np.uint32),
-        xy[moved][::-1][last],
-        keypoint[new],
+        xy[moved],
+        keypoint[told],
+        instance[told].astype(np.int64),
     )
+
+
+def cloud_to_people(msg: PointCloud2) -> np.ndarray:
+    """Return a detector's answer as people (P, 17, 3): x, y px and score, of keypoints that it
+    does not name NaN, NaN, 0; raises MessageError.
+
+    A row is a keypoint: fields `x`, `y`, `keypoint` (COCO's number), `instance`, any whole number
+    that the rows of one person share, and `score` from 0 to 1, without which it is 1.
+    """
+    columns = _columns(msg, ('x', 'y', 'keypoint', 'instance'), ('score',))
+    try:
+        keypoint = check_keypoints(columns['keypoint'], len(columns['x']))
+    except ValueError as error:
+        raise MessageError(f'the field keypoint: {error}') from error
+    if columns['instance'].dtype.kind == 'f':
+        raise MessageError('the field instance must hold whole numbers')
+    named = keypoint >= 0
+    numbers, person = np.unique(columns['instance'][named], return_inverse=True)
+    person, keypoint = person.reshape(-1), keypoint[named]
+    if len(np.unique(person * len(KEYPOINTS) + keypoint)) < len(person):
+        raise MessageError('a keypoint of one instance comes twice')
+    people = np.full((len(numbers), len(KEYPOINTS), 3), np.nan)
+    people[..., 2] = 0
+    score = columns.get('score', np.ones(len(named)))
+    row = np.stack([columns['x'], columns['y'], score], 1).astype(float)
+    people[person, keypoint] = row[named]
+    return people
 
 
 def _columns(msg: PointCloud2, needed: tuple, optional: tuple) -> dict[str, np.ndarray]:

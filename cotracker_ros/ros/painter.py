@@ -17,7 +17,7 @@ from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.messages import array_to_image, set_data
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.streaming import Tracks
-from cotracker_ros.visualise import draw_tracks, id_colours
+from cotracker_ros.visualise import draw_tracks_and_poses, id_colours
 
 TAIL = 16  # frames
 
@@ -70,7 +70,9 @@ class Painter:
         if not (self._overlay.get_subscription_count() or self._jpeg.get_subscription_count()):
             return
         xy, visible = past_of(history)
-        picture = draw_tracks(frame, xy, visible, history[-1].ids, tail=TAIL)
+        keypoint, instance = history[-1].body
+        body = np.where(instance > 0, keypoint, -1), instance
+        picture = draw_tracks_and_poses(frame, xy, visible, history[-1].ids, body, TAIL)
         if self._overlay.get_subscription_count():
             send(self._overlay, array_to_image(picture, header))
         if self._jpeg.get_subscription_count():

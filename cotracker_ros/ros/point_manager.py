@@ -42,21 +42,22 @@ class PointManager:
     def follow(self, queries: Queries) -> None:
         """Remove, move and add what a message of ~/queries asks for.
 
-        A point to move that is gone, given up meanwhile, comes back under a new id.
+        A point to move that is gone, given up meanwhile, comes back under a new id, as the
+        keypoint that the message says.
         """
         with self._lock:
             if queries.remove.size:
                 self._tracker.remove_points(queries.remove)
-            add, keypoint = queries.add, queries.keypoint
+            gone = np.zeros(len(queries.move), bool)
             if queries.move.size:
                 try:
                     gone = ~self._tracker.move_points(queries.move, queries.to, queries.stamp)
                 except ValueError as error:
                     self._refuse(str(error))
-                else:
-                    add = np.concatenate([add, queries.to[gone]])
-                    keypoint = np.concatenate([keypoint, np.full(gone.sum(), -1, np.int32)])
-            self._add(add, queries.stamp, keypoints=keypoint)
+            xy = np.concatenate([queries.add, queries.to[gone]])
+            told = np.concatenate([np.ones(len(queries.add), bool), gone])
+            body = queries.keypoint[told], queries.instance[told]
+            self._add(xy, queries.stamp, (), *body)
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Place points on this mask (H, W) from now on, where it is not 0."""
@@ -124,10 +125,10 @@ class PointManager:
 
     # With the lock held
 
-    def _add(self, xy, stamp: float | None, replacing=(), keypoints=None) -> np.ndarray:
+    def _add(self, xy, stamp: float | None, replacing=(), *body) -> np.ndarray:
         try:
             xy = np.array(xy, np.float64)
-            return self._tracker.add_points(xy, stamp, replacing, keypoints)
+            return self._tracker.add_points(xy, stamp, replacing, *body)
         except ValueError as error:
             self._refuse(str(error))
             return np.zeros(0, np.uint32)

@@ -31,7 +31,7 @@ from cotracker_ros.ros.point_manager import PointManager
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.space import Pairs, is_rectified, positions, rays
 from cotracker_ros.ros.subscription import BEST_EFFORT, RELIABLE, MatchedSubscription
-from cotracker_ros.streaming import OUTSIDE, LateFrame, StreamingTracker, Tracks
+from cotracker_ros.streaming import NEW, QUERY_FRAME, VISIBLE, LateFrame, StreamingTracker, Tracks
 from cotracker_ros.streaming.image_range import ImageRange
 
 _THROTTLE = 5.0  # seconds between equal log lines
@@ -334,7 +334,7 @@ class Stream:
             return Tracks(moment, none, np.zeros((0, 2), np.float32), none, none, none, none)
         kept = np.isin(last.ids, self._tracker.ids)
         zero = np.zeros(kept.sum(), np.float32)
-        flags = last.flags[kept] & OUTSIDE
+        flags = last.flags[kept] & ~np.uint32(VISIBLE | NEW | QUERY_FRAME)
         return Tracks(moment, last.ids[kept], last.xy[kept], zero, zero, last.age[kept], flags)
 
     def _show_in_space(

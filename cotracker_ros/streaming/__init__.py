@@ -1,6 +1,7 @@
 """Point tracking of a live stream, numpy in and numpy out; needs neither torch nor ROS."""
 
 from cotracker_ros.streaming.tracker import (
+    MAX_INSTANCE,
     NEW,
     OUTSIDE,
     QUERY_FRAME,
@@ -8,6 +9,17 @@ from cotracker_ros.streaming.tracker import (
     LateFrame,
     StreamingTracker,
     Tracks,
+    body_of,
 )
 
-__all__ = ['NEW', 'OUTSIDE', 'QUERY_FRAME', 'VISIBLE', 'LateFrame', 'StreamingTracker', 'Tracks']
+__all__ = [
+    'MAX_INSTANCE',
+    'NEW',
+    'OUTSIDE',
+    'QUERY_FRAME',
+    'VISIBLE',
+    'LateFrame',
+    'StreamingTracker',
+    'Tracks',
+    'body_of',
+]

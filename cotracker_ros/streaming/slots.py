@@ -16,7 +16,8 @@ class Slots:
     All arrays are (count,): `ids` uint32 (0: free), `live`, `age` frames since the query frame,
     `stamp` of the query (NaN: the next frame), `since` the stamp of the frame that was newest
     when the slot was taken (NaN: none), and (count, 2) `camera_xy` where the point was put and,
-    once it has started, `model_xy`; `keypoint` int32, its number or NO_KEYPOINT.
+    once it has started, `model_xy`; `keypoint` int32, its number or NO_KEYPOINT; `instance`
+    uint32, whose keypoint it is, 0: nobody's.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,6 +29,7 @@ class Slots:
         self.camera_xy = np.zeros((count, 2), np.float32)
         self.model_xy = np.zeros((count, 2), np.float32)
         self.keypoint = np.full(count, NO_KEYPOINT, np.int32)
+        self.instance = np.zeros(count, np.uint32)
         self._next_id = 1
 
     @property
@@ -58,6 +60,7 @@ class Slots:
         stamp: float,
         since: float = math.nan,
         keypoint: np.ndarray | int = NO_KEYPOINT,
+        instance: np.ndarray | int = 0,
     ) -> np.ndarray:
         """Give points (N, 2) free slots: new ids (N,) uint32, or ValueError.
 
@@ -70,7 +73,7 @@ class Slots:
         self.camera_xy[slots] = xy
         self.stamp[slots] = stamp
         self.since[slots] = since
-        self.keypoint[slots] = keypoint
+        self.keypoint[slots], self.instance[slots] = keypoint, instance
         self.live[slots] = False
         return self.ids[slots].copy()
 

@@ -17,6 +17,9 @@ from cotracker_ros.streaming.image import check_frame, resize
 from cotracker_ros.streaming.slots import NO_KEYPOINT, Slots
 
 VISIBLE, NEW, OUTSIDE, QUERY_FRAME = 1, 2, 4, 8  # bits of Tracks.flags, as in /tracks
+# Bits 8 to 15: 1 + the number of a body's keypoint; 16 to 31: whose. 0 both for plain points.
+_KEYPOINT_BIT, _INSTANCE_BIT, _KEYPOINT_MASK = 8, 16, 0xFF
+MAX_INSTANCE = 2**16 - 1
 
 LATE_IN_A_ROW = 3  # frames with older stamps that are no accident: the clock was set back
 
@@ -37,7 +40,7 @@ class Tracks:
     visibility: np.ndarray  # (N,) float32 in [0, 1]
     confidence: np.ndarray  # (N,) float32 in [0, 1]: that xy is right
     age: np.ndarray  # (N,) uint32, frames since the point's query frame
-    flags: np.ndarray  # (N,) uint32, bits VISIBLE, NEW, OUTSIDE, QUERY_FRAME
+    flags: np.ndarray  # (N,) uint32, bits VISIBLE, NEW, OUTSIDE, QUERY_FRAME, and `body_of`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +49,24 @@ class Tracks:
     def visible(self) -> np.ndarray:
         """(N,) bool."""
         return (self.flags & VISIBLE) != 0
+
+    @property
+    def body(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which keypoints the points are, and whose; see `body_of`."""
+        return body_of(self.flags)
+
+
+def body_of(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the flags (N,) of tracks say of bodies: the numbers of the keypoints that the
+    points are, (N,) int32, -1 for plain points, and whose they are, (N,) uint32, 0: nobody's.
+    """
+    keypoint = (flags >> _KEYPOINT_BIT & _KEYPOINT_MASK).astype(np.int32) - 1
+    return keypoint, flags >> _INSTANCE_BIT
+
+
+def body_flags(keypoint: np.ndarray, instance: np.ndarray) -> np.ndarray:
+    """Return the flags (N,) uint32 from which `body_of` reads these."""
+    return (keypoint + 1).astype(np.uint32) << _KEYPOINT_BIT | instance << _INSTANCE_BIT
 
 
 @dataclass(frozen=True)
@@ -134,32 +155,37 @@ class StreamingTracker:
         stamp: float | None = None,
         replacing: np.ndarray | tuple = (),
         keypoints: np.ndarray | None = None,
+        instances: np.ndarray | None = None,
     ) -> np.ndarray:
         """Track points seen at `xy` (N, 2), pixels of the camera image, in the frame of `stamp`.
 
         `stamp` None: the next frame. `replacing`: ids to stop tracking for them. `keypoints` (N,)
         int: the numbers of a body's keypoints that the points are, -1 for those that are none, for
-        models that know keypoints. Returns their ids (N,) uint32; they appear in the tracks when
-        they start. Raises ValueError, and then changes nothing, if a value is not finite or lies
-        outside the image, if there are not enough free slots, or if `stamp` is older than the
-        frames that the model still remembers. Points added before the first frame are checked when
-        it arrives; one outside is dropped, and `on_drop` is told.
+        models that know keypoints. `instances` (N,) int: whose, from 1, 0: nobody's; both come
+        back with the tracks (`Tracks.body`). Returns their ids (N,) uint32; they appear in the
+        tracks when they start. Raises ValueError, and then changes nothing, if a value is not
+        finite or lies outside the image, if there are not enough free slots, or if `stamp` is
+        older than the frames that the model still remembers. Points added before the first frame
+        are checked when it arrives; one outside is dropped, and `on_drop` is told.
         """
         xy = _checked_points(xy, stamp)
-        numbers = np.full(len(xy), NO_KEYPOINT) if keypoints is None else np.asarray(keypoints)
-        if numbers.shape != xy.shape[:1] or numbers.dtype.kind not in 'iu' or (numbers < -1).any():
-            raise ValueError(f'keypoints must be {len(xy)} whole numbers, from 0 or -1 for none')
+        count = len(xy)
+        numbers = _whole('keypoints', keypoints, NO_KEYPOINT, count, (-1, _KEYPOINT_MASK - 1))
+        whose = _whole('instances', instances, 0, count, (0, MAX_INSTANCE))
         with self._lock:
             self._check_room(xy, stamp, replacing)
             self._slots.release(np.asarray(replacing).reshape(-1))
             since = self._frames[-1].stamp if self._frames else math.nan
-            return self._slots.take(xy, math.nan if stamp is None else stamp, since, numbers)
+            return self._slots.take(
+                xy, math.nan if stamp is None else stamp, since, numbers, whose
+            )
 
     def move_points(
         self, ids: np.ndarray, xy: np.ndarray, stamp: float | None = None
     ) -> np.ndarray:
         """Track points `ids` (N,) on from `xy` (N, 2), where they were seen in the frame of
-        `stamp`, with the ids and the keypoints that they have; all else is as for new points.
+        `stamp`, with the ids, keypoints and instances that they have; all else is as for new
+        points.
 
         Returns which of them are held, (N,) bool; of others nothing changes. Raises ValueError as
         `add_points` does.
@@ -342,9 +368,8 @@ class StreamingTracker:
         inside = geometry.inside(xy, frame.size)
         visible = inside & self._is_visible(visibility, confidence)
         flags = VISIBLE * visible + NEW * new + OUTSIDE * ~inside + QUERY_FRAME * at_query
-        return Tracks(
-            frame.stamp, ids[rows], xy, visibility, confidence, age, flags.astype(np.uint32)
-        )
+        flags = flags.astype(np.uint32) | body_flags(slots.keypoint[rows], slots.instance[rows])
+        return Tracks(frame.stamp, ids[rows], xy, visibility, confidence, age, flags)
 
 
 def _checked_points(xy: np.ndarray, stamp: float | None) -> np.ndarray:
@@ -361,6 +386,17 @@ def _checked_points(xy: np.ndarray, stamp: float | None) -> np.ndarray:
         raise ValueError(f'the stamp of points must be finite, not {stamp}')
     with np.errstate(over='ignore'):  # infinite is outside of every image
         return xy.astype(np.float32)
+
+
+def _whole(name: str, values, otherwise: int, count: int, limits: tuple[int, int]) -> np.ndarray:
+    """Values (count,) as given, or `otherwise`; raises ValueError for what is no such number."""
+    values = np.full(count, otherwise) if values is None else np.asarray(values)
+    low, high = limits
+    if values.shape != (count,) or values.dtype.kind not in 'iu':
+        raise ValueError(f'{name} must be {count} whole numbers, {otherwise} for none')
+    if ((values < low) | (values > high)).any():
+        raise ValueError(f'{name} go from {low} to {high}, not {values.min()} to {values.max()}')
+    return values
 
 
 def _first_not_before(stamps: list[float], stamp: float) -> int:

@@ -14,6 +14,7 @@ let socket = null;
 let shown = null;          // the frame on the canvas: {header, tracks, bitmap}
 let pointer = null;        // CSS pixels of the mouse in the canvas
 let paused = false;
+let skeleton = null;       // keypoints and limbs of a body and their colours, from the server
 const tails = new Map();   // id -> [{x, y, visible}], newest last
 
 function connect() {
@@ -76,11 +77,25 @@ function parse(buffer) {
       id: view.getUint32(at + 12, true),
       visibility: view.getFloat32(at + 16, true), confidence: view.getFloat32(at + 20, true),
       visible: (view.getUint32(at + 24, true) & VISIBLE) !== 0,
+      keypoint: view.getUint8(at + 25) - 1, instance: view.getUint16(at + 26, true),
       age: view.getUint32(at + 28, true),
       colour: `#${view.getUint32(colours + 4 * n, true).toString(16).padStart(6, '0')}`,
     });
   }
-  return { header, tracks, picture: new Blob([new Uint8Array(buffer, colours + 4 * header.points)]) };
+  return { header, tracks, bodies: bodies(tracks), picture: new Blob([new Uint8Array(buffer, colours + 4 * header.points)]) };
+}
+
+// The keypoints of each person: instance -> {keypoint: track}. They take the colours of their side.
+function bodies(tracks) {
+  const found = new Map();
+  for (const track of tracks) {
+    if (!track.instance || !skeleton || !skeleton.keypoint_colours[track.keypoint]) continue;
+    if (!found.has(track.instance)) found.set(track.instance, {});
+    found.get(track.instance)[track.keypoint] = track;
+    track.colour = skeleton.keypoint_colours[track.keypoint];
+    track.joint = true;
+  }
+  return found;
 }
 
 async function receive(buffer) {
@@ -145,7 +160,7 @@ function draw() {
   pen.drawImage(shown.bitmap, 0, 0, canvas.width, canvas.height);
   const unit = window.devicePixelRatio || 1;
   for (const track of shown.tracks) {
-    const tail = tails.get(track.id) || [];
+    const tail = track.joint ? [] : tails.get(track.id) || [];
     pen.strokeStyle = track.colour;
     pen.globalAlpha = 0.75;
     for (let n = 1; n < tail.length; n++) {
@@ -157,6 +172,7 @@ function draw() {
     }
     pen.globalAlpha = 1;
   }
+  drawLimbs(at, unit);
   const near = nearest();
   for (const track of shown.tracks) {
     const radius = (track === near ? 7 : 4) * unit;
@@ -177,9 +193,24 @@ function draw() {
   canvas.classList.toggle('on-point', near !== null);
   byId('hover').hidden = near === null;
   if (near) {
-    byId('hover').textContent = `point ${near.id} at ${near.x.toFixed(1)}, ${near.y.toFixed(1)}: `
+    const name = near.joint ? `${skeleton.keypoints[near.keypoint]} of ${near.instance}, ` : '';
+    byId('hover').textContent = `${name}point ${near.id} at ${near.x.toFixed(1)}, ${near.y.toFixed(1)}: `
       + `${near.visible ? 'seen' : 'hidden'}, visibility ${near.visibility.toFixed(2)}, `
       + `confidence ${near.confidence.toFixed(2)}, ${near.age} frames old`;
+  }
+}
+
+function drawLimbs(at, unit) {
+  for (const body of shown.bodies.values()) {
+    skeleton.limbs.forEach(([one, other], n) => {
+      if (!body[one] || !body[other]) return;
+      pen.strokeStyle = skeleton.limb_colours[n];
+      pen.lineWidth = (body[one].visible && body[other].visible ? 4 : 1.5) * unit;
+      pen.beginPath();
+      pen.moveTo(...at(body[one]));
+      pen.lineTo(...at(body[other]));
+      pen.stroke();
+    });
   }
 }
 
@@ -224,4 +255,5 @@ byId('clear').addEventListener('click', () => send({ do: 'clear' }));
 byId('resample').addEventListener('click', () => send({ do: 'resample' }));
 byId('pause').addEventListener('click', () => send({ do: 'enable', on: paused }));
 window.addEventListener('resize', draw);
+fetch('skeleton.json').then((answer) => answer.json()).then((content) => { skeleton = content; });
 connect();

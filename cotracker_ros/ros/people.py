@@ -1,0 +1,161 @@
+"""A node that follows people: a slow detector's keypoints in, queries to the tracker out.
+
+Between two answers of the detector the tracker carries every keypoint; what an answer asks of it,
+`cotracker_ros.follow.People` decides.
+"""
+
+import sys
+
+import numpy as np
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import PointCloud2
+
+from cotracker_ros.follow import Changes, People, Pose
+from cotracker_ros.ros.messages import (
+    QUERY,
+    MessageError,
+    cloud_to_people,
+    cloud_to_tracks,
+    rows_to_cloud,
+    stamp_seconds,
+)
+from cotracker_ros.ros.publishing import send
+from cotracker_ros.ros.startup import StartError, init, interrupt_once, shutdown
+from cotracker_ros.ros.subscription import BEST_EFFORT
+from cotracker_ros.streaming import Tracks
+
+# A row of `people`: the box around a person's visible keypoints, px.
+PERSON = np.dtype(
+    [
+        ('x', '<f4'),  # of its centre
+        ('y', '<f4'),
+        ('width', '<f4'),
+        ('height', '<f4'),
+        ('instance', '<u4'),
+        ('visible', '<u4'),  # number of keypoints; without any the box is NaN
+        ('unseen', '<f4'),  # seconds since the detector found this person
+    ]
+)
+_THROTTLE = 5.0  # seconds between equal log lines
+NAMES = {
+    'tracker': ('tracker', 'Name of the tracker node'),
+    'camera': ('', 'One of its cameras; empty: the only one'),
+}
+NUMBERS = {
+    # default, least, most
+    'sure': (0.5, 0.0, 1.0, 'Score from which the detector is believed to see a keypoint'),
+    'patience': (1.0, 0.0, 3600.0, 'Seconds after which a person is given up who is not found'),
+    'tolerance': (
+        0.03, 0.0, 10.0,
+        'How far a point may be off before it is moved, against the size of the person',
+    ),
+}  # fmt: skip
+
+
+class PeopleNode(Node):
+    """Follows people by the tracks of a tracker node and the keypoints of a detector."""
+
+    def __init__(self) -> None:
+        super().__init__('people')
+        names, numbers = {}, {}
+        for name, (default, text) in NAMES.items():
+            described = ParameterDescriptor(description=text, read_only=True)
+            names[name] = self.declare_parameter(name, default, described).value
+        for name, (default, least, most, text) in NUMBERS.items():
+            limits = [FloatingPointRange(from_value=least, to_value=most)]
+            described = ParameterDescriptor(
+                description=text, read_only=True, floating_point_range=limits
+            )
+            numbers[name] = self.declare_parameter(name, default, described).value
+        self._people = People(**numbers)
+        self._newest = 0.0  # stamp of the newest image, seconds
+        prefix = f'{names["camera"]}/' if names['camera'] else ''
+        self._queries = self.create_publisher(
+            PointCloud2, f'{names["tracker"]}/{prefix}queries', 10
+        )
+        self._publisher = self.create_publisher(PointCloud2, f'{prefix}people', 5)
+        self.create_subscription(PointCloud2, f'{prefix}tracks', self._on_tracks, 10)
+        any_kind = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
+        self.create_subscription(PointCloud2, f'{prefix}poses', self._on_poses, any_kind)
+
+    def _on_tracks(self, msg: PointCloud2) -> None:
+        stamp = self._newest = stamp_seconds(msg.header)
+        rows = cloud_to_tracks(msg)
+        xy = np.stack([rows['x'], rows['y']], 1)
+        others = (rows[name] for name in ('visibility', 'confidence', 'age', 'flags'))
+        poses = self._people.see(Tracks(stamp, rows['id'], xy, *others))
+        send(self._publisher, rows_to_cloud(boxes(poses, stamp), msg.header, is_dense=False))
+
+    def _on_poses(self, msg: PointCloud2) -> None:
+        try:
+            people, stamp = cloud_to_people(msg), stamp_seconds(msg.header)
+        except MessageError as error:
+            self.get_logger().warning(f'poses not used: {error}', throttle_duration_sec=_THROTTLE)
+            return
+        if not self._queries.get_subscription_count():
+            self.get_logger().warning(
+                f'no tracker listens on {self._queries.topic_name}',
+                throttle_duration_sec=_THROTTLE,
+            )
+            return
+        rows = queries(self._people.correct(people, stamp or self._newest))
+        # A message for each person: the tracker refuses one as a whole, for a point outside the
+        # image or where no slots are free.
+        for instance in np.unique(rows['instance']):
+            own = rows[rows['instance'] == instance]
+            send(self._queries, rows_to_cloud(own, msg.header, is_dense=False))
+
+
+def boxes(poses: list[Pose], stamp: float) -> np.ndarray:
+    """Return the rows of `people` for the frame of `stamp`: (N,) of dtype PERSON."""
+    rows = np.zeros(len(poses), PERSON)
+    for row, pose in zip(rows, poses, strict=True):
+        seen = pose.xy[pose.visible]
+        box = [np.nan] * 4
+        if len(seen):
+            low, high = seen.min(0), seen.max(0)
+            box = [*(low + high) / 2, *(high - low)]
+        row['x'], row['y'], row['width'], row['height'] = box
+        row['instance'], row['visible'] = pose.instance, len(seen)
+        row['unseen'] = stamp - pose.found
+    return rows
+
+
+def queries(changes: Changes) -> np.ndarray:
+    """Return the rows of ~/queries that ask for changes: (N,) of dtype QUERY."""
+    new, moved, gone = len(changes.add), len(changes.move), len(changes.remove)
+    rows = np.zeros(new + moved + gone, QUERY)
+    rows['keypoint'] = -1
+    rows['id'] = np.concatenate([np.zeros(new), changes.move, changes.remove])
+    places = np.concatenate([changes.add, changes.to, np.full((gone, 2), np.nan)])
+    rows['x'], rows['y'] = places.T
+    rows['keypoint'][: new + moved] = changes.keypoint
+    rows['instance'][: new + moved] = changes.instance
+    return rows
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; returns the exit status."""
+    interrupt_once()
+    status = 0
+    try:
+        init(args)
+        node = PeopleNode()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (StartError, ParameterException) as error:
+        print(f'people: {error}', file=sys.stderr)
+        status = 2
+    finally:
+        shutdown()
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())

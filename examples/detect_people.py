@@ -1,0 +1,86 @@
+"""A pose detector of any kind as a node: images in, poses out, a few times a second.
+
+    python examples/detect_people.py --ros-args -r image:=/camera/image_raw \
+        -p detector:='detector/bin/python examples/blazepose.py' -p rate:=2.0
+
+The detector is a process of its own, which speaks as examples/blazepose.py does. Out: `poses`
+(PointCloud2 under the header of its image: x, y in pixels, keypoint, COCO's number, instance, the
+same for the keypoints of one person, and score), also where nobody was found.
+"""
+
+import sys
+import time
+
+import numpy as np
+import rclpy
+from follow_people import Detector
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image, PointCloud2
+
+from cotracker_ros.ros.messages import MessageError, image_to_array, rows_to_cloud
+
+POSE = np.dtype([
+    ('x', '<f4'), ('y', '<f4'), ('keypoint', '<i4'), ('instance', '<u4'), ('score', '<f4'),
+])  # fmt: skip
+
+
+class PeopleDetector(Node):
+    """Asks the detector for the newest image, at most `rate` times a second."""
+
+    def __init__(self) -> None:
+        super().__init__('detect_people')
+        self.declare_parameter('detector', '')
+        self._period = 1 / self.declare_parameter('rate', 2.0).value
+        self._detector, self._due = Detector(self.get_parameter('detector').value), 0.0
+        self._poses = self.create_publisher(PointCloud2, 'poses', 5)
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(Image, 'image', self._on_image, newest)
+
+    def _on_image(self, msg: Image) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._period
+        try:
+            frame = np.ascontiguousarray(image_to_array(msg))
+        except MessageError as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=5.0)
+            return
+        self._poses.publish(rows_to_cloud(rows_of(self._detector.find(frame)), msg.header))
+
+    def close(self) -> None:
+        """End the detector."""
+        self._detector.close()
+
+
+def rows_of(people: np.ndarray) -> np.ndarray:
+    """Return the rows of `poses` for people (P, 17, 3): x, y, score."""
+    rows = np.zeros(people.shape[:2], POSE)
+    rows['x'], rows['y'], rows['score'] = np.moveaxis(people, 2, 0)
+    rows['keypoint'], rows['instance'] = np.arange(17), np.arange(len(people))[:, None]
+    return rows.reshape(-1)
+
+
+def main() -> int:
+    """Run until interrupted; returns the exit status."""
+    rclpy.init()
+    node, status = None, 0
+    try:
+        node = PeopleDetector()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (OSError, ValueError, IndexError) as error:  # no detector, or one that ended
+        print(f'detect_people: {error}', file=sys.stderr)
+        status = 1
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return status
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
