@@ -140,6 +140,27 @@ def test_a_track_counts_only_where_the_way_back_agrees():
     assert alone.visible[1:, 1].all()
 
 
+def test_a_visible_point_must_look_as_at_its_query():
+    video, t = texture(), np.arange(8)[:, None, None]
+    queries = np.insert(
+        np.random.default_rng(0).uniform((45, 40), (75, 60), (10, 2)), 0, 1, axis=1
+    )
+    truth = queries[:, 1:] + (t - 1) * np.array(VELOCITY)
+    # The first half stays on the texture; what the second half is said to be on passes below it.
+    said = np.where(np.arange(10)[:, None] < 5, truth, queries[:, 1:]).astype(np.float32)
+    hidden = np.zeros((8, 10), bool)
+    hidden[5:, 9] = True
+    for guesses in (True, False):
+        stand_in = Teacher('stand-in', '', guesses, lambda video, queries: (said, ~hidden))
+        labels = ask(stand_in, video, queries, 0.0, 0.5)
+        known = labels.weight > 0
+        assert known[1:, :5].all() and not known[0].any()
+        # Two frames on, 4 px off, nothing looks the same; what is hidden need not.
+        assert known[1, 5:].all() and not known[3:, 5:9].any() and not known[3:5, 9].any()
+        assert (known[5:, 9] == guesses).all()
+    assert (ask(stand_in, video, queries, 0.0).weight[1:, :9] > 0).all()
+
+
 def test_teachers_agree_by_majority():
     xy = np.zeros((3, 1, 4, 2), np.float32)
     xy[1, 0, :, 0] = 1.0

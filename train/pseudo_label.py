@@ -490,6 +490,7 @@ HELP = {
     'kept': 'tracks that must be believed, or the clip is skipped',
     'sure': "probability from which a network's point is visible",
     'round_trip': 'px between the ways there and back; 0: do not go back',
+    'alike': "least correlation of a visible point's surroundings with its query's; 0: not asked",
     'together': 'every teacher tracks every clip, and more than half must agree',
     'agree': 'px from the median of the teachers, with --together',
     'store': 'jpeg: pictures beside the labels; reference: where the video is',

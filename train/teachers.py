@@ -2,8 +2,10 @@
 it is believed (CoTracker3, section 5).
 
 Queries are SIFT keypoints on a few frames, more of them early. A teacher tracks them; a point is
-visible where the teacher is sure, and its track counts where the same teacher, started from the
-last frame that shows the point and going back in time, takes the same way to the query.
+visible where the teacher is sure. Its track counts where the same teacher, started from the last
+frame that shows the point and going back in time, takes the same way to the query, and where the
+picture around it still looks as it did at the query: an outline that passes drags points of the
+ground along, there and back, and they end on something else.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from train.trackers import BASELINES, Tracker, open_tracker
 # Where a picture changes: so many frames later by so many grey levels, averaged over some pixels,
 # which noise and compression do not reach.
 CHANGE_AFTER, CHANGE = 5, 8
+PATCH = 21  # px, side of the surroundings that are compared
 
 
 class TooFewPoints(ValueError):
@@ -43,6 +46,7 @@ class LabelConfig:
     kept: int = 64  # tracks; a clip in which fewer are believed is skipped
     sure: float = 0.9  # probability from which a network's point is visible
     round_trip: float = 2.0  # px between the ways there and back; 0: not asked
+    alike: float = 0.5  # least correlation of a visible point's surroundings with its query's
     together: bool = False  # every teacher tracks every clip, and they must agree; else one drawn
     agree: float = 2.0  # px from the median of the teachers that see a point
     store: str = 'jpeg'  # pictures in the labels; or reference: the video is read again
@@ -58,6 +62,8 @@ class LabelConfig:
             raise ValueError(f'sure {self.sure} is a probability')
         if not 0 <= self.moving <= 1:
             raise ValueError(f'moving {self.moving} is a share, from 0 to 1')
+        if not 0 <= self.alike < 1:
+            raise ValueError(f'alike {self.alike} is a correlation, from 0 (not asked) to below 1')
         if min(self.size, self.round_trip, self.agree) < 0:
             raise ValueError('size, round_trip and agree are px, not negative')
         if self.store not in ('jpeg', 'reference'):
@@ -150,9 +156,15 @@ def changing(video: np.ndarray, t: int) -> np.ndarray:
     return cv2.GaussianBlur(cv2.absdiff(here, there), (0, 0), 4) > CHANGE
 
 
-def ask(teacher: Teacher, video: np.ndarray, queries: np.ndarray, round_trip: float) -> Labels:
-    """What a teacher says of queries (N, 3), from each one's frame on. Raises ValueError for
-    results that are none.
+def ask(
+    teacher: Teacher,
+    video: np.ndarray,
+    queries: np.ndarray,
+    round_trip: float,
+    alike: float = 0.0,
+) -> Labels:
+    """What a teacher says of queries (N, 3), from each one's frame on; round_trip (px) and alike
+    as in LabelConfig. Raises ValueError for results that are none.
     """
     count, frames = len(queries), len(video)
     xy, visible = _checked(teacher, video, queries)
@@ -168,7 +180,30 @@ def ask(teacher: Teacher, video: np.ndarray, queries: np.ndarray, round_trip: fl
         near = np.linalg.norm(returned - xy, axis=-1) <= round_trip
         between = np.arange(frames)[:, None] <= last
         known &= (near | ~between) & near[asked, np.arange(count)]
+    if alike:
+        known &= (correlation(video, queries, xy) >= alike) | ~visible
     return Labels(xy.astype(np.float32), visible & known, known.astype(np.float32))
+
+
+def correlation(video: np.ndarray, queries: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """How the surroundings of tracks xy (T, N, 2) px in a video (T, H, W, 3) resemble those of
+    their queries (N, 3): (T, N) normalised cross-correlation of grey patches, from -1 to 1.
+    """
+    offset = np.arange(PATCH, dtype=np.float32) - PATCH // 2
+    around = np.stack(np.meshgrid(offset, offset), -1).reshape(-1, 2)
+
+    def patches(t: int, at: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(np.ascontiguousarray(video[t]), cv2.COLOR_RGB2GRAY)
+        x, y = np.moveaxis(at[:, None].astype(np.float32) + around, -1, 0)
+        patch = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        patch = patch - patch.mean(1, keepdims=True, dtype=np.float32)
+        return patch / np.linalg.norm(patch, axis=1, keepdims=True).clip(1e-3)
+
+    asked = queries[:, 0].astype(int)
+    first = np.zeros((len(queries), PATCH**2), np.float32)
+    for t in np.unique(asked):
+        first[asked == t] = patches(t, queries[asked == t, 1:])
+    return np.stack([(patches(t, xy[t]) * first).sum(1) for t in range(len(video))])
 
 
 def _checked(
@@ -213,7 +248,7 @@ def label(
     drawn = [teachers[int(rng.integers(len(teachers)))]]
     asked = list(teachers) if config.together else drawn
     queries = sift_queries(video, config.points, config.query_frames, rng, config.moving)
-    answers = [ask(teacher, video, queries, config.round_trip) for teacher in asked]
+    answers = [ask(t, video, queries, config.round_trip, config.alike) for t in asked]
     labels = agreed(answers, config.agree) if config.together else answers[0]
     good = labels.visible.sum(0) >= 2
     if good.sum() < config.kept:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above holds both packages
@@ -42,29 +43,38 @@ def main() -> None:
     parser.add_argument('--labels', help='folder or URL of pseudo-labels, instead of a config')
     args = parser.parse_args()
 
+    args.output.mkdir(parents=True, exist_ok=True)
+    sheet: list[np.ndarray] = []
+
+    def film() -> Iterator[np.ndarray]:
+        for clip in labelled(args) if args.labels else rendered(args):
+            sheet.extend(spread(clip))
+            yield from clip
+
     try:
-        drawn = labelled(args) if args.labels else rendered(args)
+        write_video(args.output / 'preview.mp4', film(), fps=10)
     except (OSError, ValueError, DataError, yaml.YAMLError) as error:
         parser.error(str(error))
-    args.output.mkdir(parents=True, exist_ok=True)
-    sheet = contact_sheet([shown for clip in drawn for shown in spread(clip)], columns=COLUMNS)
-    cv2.imwrite(str(args.output / 'preview.png'), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    write_video(args.output / 'preview.mp4', [frame for clip in drawn for frame in clip], fps=10)
+    shown = cv2.cvtColor(contact_sheet(sheet, columns=COLUMNS), cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(args.output / 'preview.png'), shown)
     print(f'wrote {args.output}/preview.png and {args.output}/preview.mp4')
 
 
-def rendered(args: argparse.Namespace) -> list[list[np.ndarray]]:
+def rendered(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
     """The frames of a batch, clip by clip, with its tracks."""
     config = read_config(yaml.safe_load(args.config.read_text()) or {})
     batch = dataclasses.replace(config.batch, clips=args.clips)
     clips = mixture(dataclasses.replace(config, batch=batch), args.seed).batch(0)
     parts = (clips.video.numpy(), clips.tracks.numpy(), clips.visible.numpy())
-    return [[draw(*clip, t) for t in range(len(clip[0]))] for clip in zip(*parts, strict=True)]
+    for clip in zip(*parts, strict=True):
+        yield [draw(*clip, t) for t in range(len(clip[0]))]
 
 
-def labelled(args: argparse.Namespace) -> list[list[np.ndarray]]:
-    """The frames of pseudo-labelled clips, drawn by chance, each of the first one's size."""
-    labels, drawn = PseudoLabels(args.labels), []
+def labelled(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
+    """The frames of pseudo-labelled clips, drawn by chance, each of the first one's size; one
+    clip at a time is in memory.
+    """
+    labels, shape = PseudoLabels(args.labels), None
     if missing := labels.missing():
         print(f'{args.labels}: {missing} clips are not labelled yet', file=sys.stderr)
     order = np.random.default_rng(args.seed).permutation(len(labels))[: args.clips]
@@ -73,9 +83,8 @@ def labelled(args: argparse.Namespace) -> list[list[np.ndarray]]:
         # What is not believed is not there.
         tracks = np.where((clip.weight > 0)[..., None], clip.tracks, np.nan)
         frames = [draw(clip.video, tracks, clip.visible, t) for t in range(len(clip.video))]
-        drawn.append([titled(fit(frame, (drawn or [frames])[0][0].shape), title)
-                      for frame in frames])  # fmt: skip
-    return drawn
+        shape = shape or frames[0].shape
+        yield [titled(fit(frame, shape), title) for frame in frames]
 
 
 def fit(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
