@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cotracker_ros.model.attention import CausalAttention, CrossAttention
 from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import Tracks
 from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
@@ -107,53 +108,6 @@ class Refined(NamedTuple):
     best: BestPlaces
 
 
-class CausalAttention(nn.Module):
-    """Attention of a point's token to its own last `window` frames, with a learned bias per
-    head and lag.
-    """
-
-    def __init__(self, width: int, heads: int, window: int):
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.norm = nn.LayerNorm(width)
-        self.to_qkv = nn.Linear(width, 3 * width)
-        self.to_out = nn.Linear(width, width)
-        self.lag_bias = nn.Parameter(torch.zeros(heads, window))
-
-    def forward(self, x: Tensor, past: Tensor, mask: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
-        """x (G, N, F, D), past keys and values (G, N, window - 1, 2 D), mask (G, N, F, window -
-        1 + F) additive, lag (F, window - 1 + F) frames. Returns the update and the keys and
-        values of the newest window - 1 frames.
-        """
-        q, kv = self.to_qkv(self.norm(x)).split([x.shape[-1], 2 * x.shape[-1]], -1)
-        kv = torch.cat([past, kv], 2)
-        k, v = kv.chunk(2, -1)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(2, 3) for y in (q, k, v))
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        score = score + self.lag_bias[:, lag.clamp(0, self.window - 1)] + mask[:, :, None]
-        out = (score.softmax(-1) @ v).transpose(2, 3).flatten(-2)
-        return self.to_out(out), kv[:, :, kv.shape[2] - self.window + 1 :]
-
-
-class CrossAttention(nn.Module):
-    """Attention of x (..., N, D) to a context (..., K, D), with an additive mask (..., 1, K)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm, self.norm_context = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.to_q, self.to_kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.to_out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, (k, v) = self.to_q(self.norm(x)), self.to_kv(self.norm_context(context)).chunk(2, -1)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for y in (q, k, v))
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if mask is not None:
-            score = score + mask[..., None, :, :]
-        return self.to_out((score.softmax(-1) @ v).transpose(-2, -3).flatten(-2))
-
-
 class Block(nn.Module):
     """Own past, then the other points through the virtual tracks, then a two-layer perceptron."""
 
@@ -181,8 +135,9 @@ class Block(nn.Module):
 
 
 class Masks(NamedTuple):
-    """time (G, N, F, window - 1 + F) and points (G, F, 1, N), additive; lag (F, window - 1 + F)
-    frames.
+    """Who may look at whom, true where allowed: a point at its own frames, time (G, N, F, window -
+    1 + F) bool, and the virtual tracks at points, points (G, F, 1, N) bool. lag (F, window - 1 +
+    F): how many frames before each frame the others are.
     """
 
     time: Tensor
@@ -198,8 +153,7 @@ class Masks(NamedTuple):
         lag = now[:, None] - then
         seen = (lag >= 0) & (lag < window)
         begun = (lag <= age.transpose(1, 2)[..., None]) | (lag == 0)
-        # -1e4 rather than -inf: a row without anything to attend to stays finite.
-        return cls(((seen & begun).float() - 1) * 1e4, (live.float() - 1)[:, :, None] * 1e4, lag)
+        return cls(seen & begun, live[:, :, None], lag)
 
 
 def last_cell(level: Tensor) -> Tensor:

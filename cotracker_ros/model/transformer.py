@@ -1,7 +1,5 @@
-"""Attention blocks, and the transformer that turns tokens of points and frames into updates.
-
-Blocks are generic in width and heads and take optional masks. A mask is boolean and true where a
-query may look at a key. Rows that may look at nothing attend uniformly: never NaN.
+"""Attention blocks of CoTracker 1 to 3, and the transformer that turns tokens of points and frames
+into updates. Masks are those of `Attention`.
 """
 
 from __future__ import annotations
@@ -9,6 +7,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cotracker_ros.model.attention import Attention
 
 
 class Mlp(nn.Module):
@@ -23,31 +23,6 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., size) to (..., out)."""
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
-
-
-class Attention(nn.Module):
-    """Multi-head attention of `x` on `context`."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend: x (A, N, D), context (A, M, D), mask (A, N, M) or 1s of these: (A, N, D)."""
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.q(x), *self.kv(context).chunk(2, dim=-1))
-        )
-        bias = None
-        if mask is not None:
-            # The lowest finite number swallows every score, so a fully hidden row is uniform.
-            lowest = torch.finfo(q.dtype).min
-            bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, lowest).unsqueeze(1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class AttentionBlock(nn.Module):
