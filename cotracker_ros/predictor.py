@@ -25,21 +25,11 @@ from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.config import ModelFacts
 from cotracker_ros.model.cotracker import Stream, Tracks
 from cotracker_ros.model.embeddings import check_keypoints
+from cotracker_ros.points import support_grid
 from cotracker_ros.streaming.image import resize
 
 ITERATIONS = 6
 DENSE_GRID = 80  # points per row of one pass of the dense mode
-
-
-def grid_points(size: int, extent: tuple[int, int]) -> Tensor:
-    """Lay size x size points (size^2, 2) over an extent (H, W), row by row; one is the centre."""
-    height, width = extent
-    if size == 1:
-        return torch.tensor([[width / 2, height / 2]])
-    margin = width / 64
-    y = torch.linspace(margin, height - margin, size)
-    x = torch.linspace(margin, width - margin, size)
-    return torch.cartesian_prod(y, x).flip(1)
 
 
 def fit_video(video: Tensor, facts: ModelFacts) -> Tensor:
@@ -120,7 +110,7 @@ class _Predictor(nn.Module):
 
     def _grid(self, video: Tensor, size: int, frame: int = 0) -> Tensor:
         """Make queries on a grid over the frame."""
-        return self._queries(video, grid_points(size, self.interp_shape), frame)
+        return self._queries(video, torch.from_numpy(support_grid(size, self.interp_shape)), frame)
 
     def _user_queries(self, video: Tensor, queries: Tensor) -> Tensor:
         """Bring a user's queries (B, N, 3) to model pixels."""

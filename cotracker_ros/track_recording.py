@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cotracker_ros.files import natural_order
+from cotracker_ros.points import grid
 from cotracker_ros.streaming import LateFrame, StreamingTracker
 from cotracker_ros.streaming.image_range import ImageRange
 
@@ -359,7 +360,6 @@ class _Follower:
         from rclpy.serialization import serialize_message
 
         from cotracker_ros.ros import messages
-        from cotracker_ros.track_video import grid
 
         self.images += 1
         try:

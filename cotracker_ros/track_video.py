@@ -20,8 +20,9 @@ import numpy as np
 
 from cotracker_ros.demo.video import Video, VideoError, is_short, open_video
 from cotracker_ros.engines import ENGINES, EngineError
+from cotracker_ros.points import grid
 from cotracker_ros.skeleton import KEYPOINTS, NUMBER, check_keypoints
-from cotracker_ros.streaming import StreamingTracker, Tracks
+from cotracker_ros.streaming import VISIBLE, StreamingTracker, Tracks, table
 from cotracker_ros.track_recording import is_recording, track_recording
 from cotracker_ros.visualise import (
     check_video_path,
@@ -31,13 +32,6 @@ from cotracker_ros.visualise import (
 )
 
 CSV_COLUMNS = ('frame', 'time', 'id', 'x', 'y', 'visible', 'visibility', 'confidence')
-
-
-def grid(side: int, size: tuple[int, int]) -> np.ndarray:
-    """Return side x side cell centres over an image of size (H, W), (N, 2) px, rows outermost."""
-    steps = (np.arange(side) + 0.5) / side
-    y, x = np.meshgrid(steps * size[0] - 0.5, steps * size[1] - 0.5, indexing='ij')
-    return np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
 
 
 def read_points(path: str | Path) -> np.ndarray:
@@ -291,16 +285,9 @@ class History:
 
     def arrays(self, last: int | None = None) -> dict[str, np.ndarray]:
         """Return xy (T, N, 2), visible, visibility and confidence (T, N) of the `last` frames."""
-        rows = self._rows if last is None else self._rows[-last:]
-        shape = len(rows), len(self.ids)
-        xy = np.full((*shape, 2), np.nan, np.float32)
-        visible = np.zeros(shape, bool)
-        visibility, confidence = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for t, row in enumerate(rows):
-            at = np.searchsorted(self.ids, row.ids)
-            xy[t, at], visible[t, at] = row.xy, row.visible
-            visibility[t, at], confidence[t, at] = row.visibility, row.confidence
-        return {'xy': xy, 'visible': visible, 'visibility': visibility, 'confidence': confidence}
+        rows = [vars(row) for row in (self._rows if last is None else self._rows[-last:])]
+        arrays = table(rows, self.ids, ('xy', 'visibility', 'confidence', 'flags'))
+        return arrays | {'visible': (arrays.pop('flags') & VISIBLE) != 0}
 
     def save(self, path: Path, fps: float) -> None:
         """Write .npz and .csv beside `path`; the csv has a row for each frame and point."""

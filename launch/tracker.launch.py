@@ -13,7 +13,7 @@ from launch_ros.parameter_descriptions import ParameterFile
 from launch_ros.substitutions import ExecutableInPackage
 
 from cotracker_ros.ros.parameters import TABLE, Parameter, did_you_mean
-from cotracker_ros.ros.share import share_file
+from cotracker_ros.ros.resources import resource_file
 
 NAME = 'tracker'
 # Every parameter is an argument; an empty one leaves the value to the parameter file.
@@ -24,7 +24,7 @@ OTHERS = {
     'image_topic': ('image', 'The camera image; with cameras, below the name of each', None),
     'camera_info_topic': ('camera_info', 'Calibration of the camera, for ~/tracks_3d', None),
     'depth_topic': ('', 'Depth image aligned with the image: ~/tracks_3d is then metric', None),
-    'params_file': (str(share_file('config/tracker.yaml')), 'YAML file of parameters', None),
+    'params_file': (str(resource_file('config/tracker.yaml')), 'YAML file of parameters', None),
     'log_level': ('info', 'Least severity logged', ['debug', 'info', 'warn', 'error', 'fatal']),
     'rviz': ('false', 'Open RViz with the tracks and ~/overlay', ['true', 'false']),
     'camera': ('', 'Device such as /dev/video0: starts a camera too; or a video file', None),
@@ -257,7 +257,12 @@ def rviz(context, arguments: dict[str, str], topics: dict[str, str]) -> Node:
         executable='rviz2',
         namespace=arguments['namespace'],
         remappings=list(topics.items()),
-        arguments=['-d', str(share_file('config/tracker.rviz')), '-f', arguments['camera_frame']],
+        arguments=[
+            '-d',
+            str(resource_file('config/tracker.rviz')),
+            '-f',
+            arguments['camera_frame'],
+        ],
     )
 
 
@@ -274,7 +279,7 @@ def write_layout(path: Path, topics: dict[str, str], namespaces: list[str]) -> N
             return {renamed(key): renamed(item) for key, item in value.items()}
         return absolute(topics[value]) if isinstance(value, str) and value in topics else value
 
-    layout = json.loads(share_file('config/foxglove_layout.json').read_text(encoding='utf-8'))
+    layout = json.loads(resource_file('config/foxglove_layout.json').read_text(encoding='utf-8'))
     try:
         path.write_text(json.dumps(renamed(layout), indent=2) + '\n', encoding='utf-8')
     except OSError as error:

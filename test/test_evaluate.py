@@ -336,7 +336,7 @@ def test_what_is_tracked_beside_a_target():
         assert visible.all()
 
 
-def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_path):
+def test_the_first_estimate_differs_only_in_frames_that_a_later_window_changes(tmp_path):
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file
 
@@ -347,7 +347,7 @@ def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_pa
     network = models.build_model('cotracker3_online', **small).eval()
     video = torch.rand(9, 3, 64, 96) * 255
     queries = torch.tensor([[0.0, 30, 30], [3, 60, 20]])
-    told = trackers._as_first_told(network, video, queries, 1)
+    told = trackers._first_estimates(network, video, queries, 1)
     final = network.track(video, queries, 1)
     assert told.xy.shape == final.xy.shape
     torch.testing.assert_close(told.xy[:2], final.xy[:2])  # in the first window alone
@@ -355,7 +355,7 @@ def test_as_first_told_differs_only_in_frames_that_a_later_window_changes(tmp_pa
     assert not torch.allclose(told.xy[2:4], final.xy[2:4])
     save_file(models.build_model('realtime').state_dict(), tmp_path / 'r.safetensors')
     with pytest.raises(ValueError, match='sliding windows'):
-        trackers.whole_video(tmp_path / 'r.safetensors', as_first_told=True)
+        trackers.whole_video(tmp_path / 'r.safetensors', first_estimate=True)
 
 
 def test_the_real_time_model_gives_the_same_whole_video_and_streaming(tmp_path):
@@ -373,16 +373,6 @@ def test_the_real_time_model_gives_the_same_whole_video_and_streaming(tmp_path):
     after = np.arange(5)[:, None] >= queries[:, 0]
     np.testing.assert_allclose(whole[0][after], stream[0][after], atol=0.02)
     np.testing.assert_array_equal(stream[0][0], queries[:, 1:])
-
-
-def test_support_points():
-    grid = trackers.support_grid((384, 512), 5)
-    assert grid.shape == (25, 3) and (grid[:, 0] == 0).all()
-    assert grid[0, 1:].tolist() == [8, 8] and grid[-1, 1:].tolist() == [504, 376]
-    assert grid[1, 1:].tolist() == [132, 8]  # rows outermost
-    local = trackers.support_grid((50, 50), 8, np.array([100.0, 60.0]))
-    np.testing.assert_allclose(local[:, 1:].mean(0), [100, 60])
-    assert np.ptp(local[:, 1]) == pytest.approx(50 - 2 * 50 / 64)
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason=f'no DAVIS videos at {DAVIS}')

@@ -26,9 +26,9 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import ImageMarker
 
+from cotracker_ros.points import grid
 from cotracker_ros.ros.messages import cloud_to_tracks, compressed_to_array, image_to_array
 from cotracker_ros.ros.parameters import TABLE
-from cotracker_ros.ros.seeds import grid
 from cotracker_ros.streaming import NEW, QUERY_FRAME, VISIBLE
 
 # Stand-ins for the tracker, as programs: real ones take milliseconds and do not fail.

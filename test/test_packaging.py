@@ -65,8 +65,8 @@ assert cotracker_ros.__file__.startswith(sys.argv[1]), cotracker_ros.__file__
 tracker = StreamingTracker(max_points=4)
 tracker.add_points(np.array([[30, 40]]))
 print(tracker.track(np.zeros((240, 320, 3), np.uint8), 0.0).xy.round(3).tolist())
-from cotracker_ros.ros.share import share_file
-print(share_file('config/fastdds_shm.xml').is_file())
+from cotracker_ros.ros.resources import resource_file
+print(resource_file('config/fastdds_shm.xml').is_file())
 """
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros import predictor as module  # noqa: E402
 from cotracker_ros.model import build_model  # noqa: E402
+from cotracker_ros.points import support_grid  # noqa: E402
 from cotracker_ros.predictor import (  # noqa: E402
     CoTrackerOnlinePredictor,
     CoTrackerPredictor,
-    grid_points,
 )
 
 SIZE = (64, 96)
@@ -47,9 +47,13 @@ def frames_of(video):
     return F.interpolate(video[0], SIZE, mode='bilinear', align_corners=True)
 
 
-def support_grid():
+def support_queries():
     y, x = torch.linspace(1.5, 62.5, 6), torch.linspace(1.5, 94.5, 6)
     return torch.tensor([[0, b, a] for a in y for b in x])
+
+
+def grid_of(side):
+    return torch.from_numpy(support_grid(side, SIZE)).float()
 
 
 def expect(model, video, queries):
@@ -58,17 +62,10 @@ def expect(model, video, queries):
     return tracks.xy / SCALE, tracks.visibility
 
 
-def test_a_grid_lies_within_a_margin_row_by_row():
-    grid = grid_points(3, (384, 512))
-    assert grid[:4].tolist() == [[8, 8], [256, 8], [504, 8], [8, 192]]
-    assert grid[8].tolist() == [504, 376]
-    assert grid_points(1, (384, 512)).tolist() == [[256, 192]]
-
-
 def test_queries_are_tracked_with_a_support_grid(offline):
     tracks, visible = offline(VIDEO, queries=QUERIES)
     queries = torch.cat([QUERIES[0, :, :1], QUERIES[0, :, 1:] * SCALE], 1)
-    xy, visibility = expect(offline.model, VIDEO, torch.cat([queries, support_grid()]))
+    xy, visibility = expect(offline.model, VIDEO, torch.cat([queries, support_queries()]))
     assert tracks.shape == (1, 13, 3, 2) and visible.shape == (1, 13, 3)
     assert visible.dtype == torch.bool
     others = torch.ones(13, 3, dtype=torch.bool)
@@ -83,7 +80,7 @@ def test_queries_are_tracked_with_a_support_grid(offline):
 def test_backward_tracking_fills_the_frames_before_a_query(offline):
     forward, _ = offline(VIDEO, queries=QUERIES)
     mirrored = torch.cat([12 - QUERIES[..., :1], QUERIES[..., 1:]], -1)
-    support = torch.cat([torch.full((36, 1), 12.0), support_grid()[:, 1:]], 1)
+    support = torch.cat([torch.full((36, 1), 12.0), support_queries()[:, 1:]], 1)
     queries = torch.cat([torch.cat([mirrored[0, :, :1], mirrored[0, :, 1:] * SCALE], 1), support])
     backward = expect(offline.model, VIDEO.flip(1), queries)[0].flip(0)
     both, visible = offline(VIDEO, queries=QUERIES, backward_tracking=True)
@@ -95,20 +92,20 @@ def test_backward_tracking_fills_the_frames_before_a_query(offline):
 
 def test_a_plain_grid_has_no_support(offline):
     tracks, _ = offline(VIDEO, grid_size=3, grid_query_frame=4)
-    queries = torch.cat([torch.full((9, 1), 4.0), grid_points(3, SIZE)], 1)
+    queries = torch.cat([torch.full((9, 1), 4.0), grid_of(3)], 1)
     xy, _ = expect(offline.model, VIDEO, queries)
     torch.testing.assert_close(tracks[0, 5:], xy[5:], **CLOSE)
-    torch.testing.assert_close(tracks[0, 4], grid_points(3, SIZE) / SCALE, **CLOSE)
+    torch.testing.assert_close(tracks[0, 4], grid_of(3) / SCALE, **CLOSE)
 
 
 def test_a_mask_keeps_the_grid_points_it_covers(offline):
     mask = torch.zeros(1, 1, 48, 72)
     mask[..., :24, :40] = 1
     tracks, _ = offline(VIDEO, grid_size=4, segm_mask=mask)
-    grid = grid_points(4, SIZE)
+    grid = grid_of(4)
     kept = grid[(grid[:, 0] < 40 / 72 * 96) & (grid[:, 1] < 32)]
     assert len(kept) == 4
-    queries = torch.cat([torch.cat([torch.zeros(4, 1), kept], 1), support_grid()])
+    queries = torch.cat([torch.cat([torch.zeros(4, 1), kept], 1), support_queries()])
     xy, _ = expect(offline.model, VIDEO, queries)
     torch.testing.assert_close(tracks[0, 1:], xy[1:, :4], **CLOSE)
     with pytest.raises(ValueError, match='covers no point'):
@@ -154,7 +151,7 @@ def test_chunks_give_what_the_whole_video_gives(name, support):
             tracks, visible = online(video_chunk=chunk)
             assert tracks.shape == (1, min(start + 8, 13), 3, 2)
     queries = torch.cat([QUERIES[0, :, :1], QUERIES[0, :, 1:] * SCALE], 1)
-    queries = torch.cat([queries, support_grid()]) if support else queries
+    queries = torch.cat([queries, support_queries()]) if support else queries
     whole = online.model.track(frames_of(VIDEO), queries, 2)
     torch.testing.assert_close(tracks[0], (whole.xy / SCALE)[:, :3], **CLOSE)
     visibility = (whole.visibility * whole.confidence)[:, :3]
@@ -237,7 +234,7 @@ def test_online_grids_start_where_they_are_asked_to():
     online = small(CoTrackerOnlinePredictor, 'cotracker3_online')
     online(VIDEO[:, :8], is_first_step=True, grid_size=2, grid_query_frame=3)
     tracks, _ = online(VIDEO[:, :8])
-    queries = torch.cat([torch.full((4, 1), 3.0), grid_points(2, SIZE)], 1)
+    queries = torch.cat([torch.full((4, 1), 3.0), grid_of(2)], 1)
     xy, _ = expect(online.model, VIDEO[:, :8], queries)
     torch.testing.assert_close(tracks[0], xy, **CLOSE)
 

@@ -5,6 +5,7 @@ import pytest
 from stand_in_engine import Standing
 
 from cotracker_ros import track_video
+from cotracker_ros.points import grid
 from cotracker_ros.streaming import StreamingTracker
 
 pytest.importorskip('rosbags')
@@ -71,7 +72,7 @@ def test_everything_is_copied_and_every_image_has_its_tracks(tmp_path, plugin, c
         assert (stamp.sec, stamp.nanosec, cloud.header.frame_id) == (100 + i, 7, 'eye')
         rows = cloud_to_tracks(cloud)
         np.testing.assert_allclose(
-            np.stack([rows['x'], rows['y']], 1), track_video.grid(3, (96, 128)), atol=1e-4
+            np.stack([rows['x'], rows['y']], 1), grid(3, (96, 128)), atol=1e-4
         )
     with AnyReader([output]) as reader:
         assert {c.msgtype for c in reader.connections} == {

@@ -9,6 +9,7 @@ import pytest
 
 from cotracker_ros import engines, track_video
 from cotracker_ros.engines.metadata import Metadata
+from cotracker_ros.points import grid
 from cotracker_ros.streaming import StreamingTracker
 from cotracker_ros.visualise import write_video
 
@@ -55,7 +56,7 @@ def test_a_grid_goes_through_and_everything_is_written(clip, tmp_path, capsys):
     saved = np.load(tmp_path / 'tracks.npz')
     assert saved['fps'] == 25 and saved['ids'].tolist() == list(range(1, 17))
     np.testing.assert_allclose(saved['stamps'], np.arange(10) / 25)
-    expected = track_video.grid(4, (96, 128))
+    expected = grid(4, (96, 128))
     np.testing.assert_allclose(saved['xy'], np.repeat(expected[None], 10, 0), atol=1e-4)
     assert (saved['visible'][0]).all()
     assert (saved['visible'][1:] == (expected[:, 0] < 64)).all()
@@ -135,7 +136,7 @@ def test_a_grid_in_the_middle_goes_both_ways(folder, tmp_path):
     both = np.load(tmp_path / 't.npz')
     assert np.isnan(forwards['xy'][:6]).all() and np.isfinite(both['xy']).all()
     np.testing.assert_array_equal(both['xy'][6:], forwards['xy'][6:])
-    start = track_video.grid(2, (96, 128))
+    start = grid(2, (96, 128))
     np.testing.assert_allclose(both['xy'][6], start, atol=1e-4)
     np.testing.assert_allclose(both['xy'][0, :, 0], start[:, 0] - 12, atol=0.2)
 

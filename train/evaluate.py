@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     group.add_argument('--alone', action='store_true', help='track one target at a time')
     group.add_argument(
-        '--as-first-told',
+        '--first-estimate',
         action='store_true',
         help='take frames from the first window that holds them',
     )
@@ -295,7 +295,7 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
         else:
             tracker = whole_video(
                 checkpoint, args.iterations, args.support_grid, args.local_grid,
-                args.as_first_told, args.device, args.alone,
+                args.first_estimate, args.device, args.alone,
             )  # fmt: skip
         trackers[Path(checkpoint).name] = tracker
     trackers |= {} if args.no_baselines else BASELINES

@@ -104,7 +104,7 @@ def latency(args: argparse.Namespace) -> dict:
         if mode == 'per frame' and sliding:
             tracker = streaming(_exported(path, count))
         else:
-            tracker = whole_video(path, count, as_first_told=mode == 'as first told')
+            tracker = whole_video(path, count, first_estimate=mode == 'as first told')
         row = {'x': count, 'frames_late': frames, 'mode': mode, **measure(tracker, sets)}
         results.setdefault(path.name, []).append(row)
     return results

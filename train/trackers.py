@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from cotracker_ros import geometry
+from cotracker_ros.points import support_grid
 
 Tracker = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -46,7 +47,7 @@ def dis_flow(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def standing_still(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave every point where it was asked for, visible."""
+    """Leave every point where it was queried, visible."""
     return _chain(video, queries, lambda old, new, xy: (xy, np.ones(len(xy), bool)))
 
 
@@ -73,10 +74,10 @@ def _chain(video, queries, step) -> tuple[np.ndarray, np.ndarray]:
         new = cv2.cvtColor(np.ascontiguousarray(video[t]), cv2.COLOR_RGB2GRAY)
         going = np.flatnonzero(query_t < t)
         if len(going):
-            there, sure = step(old, new, xy[t - 1, going])
+            there, found = step(old, new, xy[t - 1, going])
             finite = np.isfinite(there).all(1)
             xy[t, going] = np.where(finite[:, None], there, xy[t - 1, going])
-            visible[t, going] = sure & finite & geometry.inside(there, video.shape[1:3])
+            visible[t, going] = found & finite & geometry.inside(there, video.shape[1:3])
         old = new
     return xy, visible
 
@@ -88,31 +89,31 @@ def _sample(flow: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 
 def open_tracker(
-    name: str, sure: float | None = None, device: str = 'cpu', threads: int = 0
+    name: str, threshold: float | None = None, device: str = 'cpu', threads: int = 0
 ) -> Tracker:
     """Return the tracker of this name: a key of BASELINES, a shipped model or an .onnx file
     (streaming), or a checkpoint (.safetensors, .pth, .pt: the whole video at once).
 
-    sure: probability of being visible from which a network's point counts as visible; None: by
+    threshold: probability above which a network's point counts as visible; None: by
     the model's own rule. Raises ValueError (EngineError among them) or OSError for a name or a
     file of no tracker.
     """
     if name in BASELINES:
         return BASELINES[name]
     if Path(name).suffix in CHECKPOINTS:
-        return whole_video(name, device=device, sure=sure)
-    return streaming(name, threads=threads, sure=sure)
+        return whole_video(name, device=device, threshold=threshold)
+    return streaming(name, threads=threads, threshold=threshold)
 
 
 CHECKPOINTS = ('.safetensors', '.pth', '.pt')
 
 
 def streaming(
-    model: str | Path, engine: str = 'auto', threads: int = 0, sure: float | None = None
+    model: str | Path, engine: str = 'auto', threads: int = 0, threshold: float | None = None
 ) -> Tracker:
     """Return a tracker that feeds a model file to the streaming runtime frame by frame.
 
-    The tracker's positions before a query are the query, invisible. sure: see open_tracker.
+    The tracker's positions before a query are the query, invisible. threshold: see open_tracker.
     Raises EngineError for a file that no runtime takes.
     """
     from cotracker_ros import engines
@@ -120,7 +121,7 @@ def streaming(
 
     runtime: StreamingTracker | None = None
     if not isinstance(model, engines.Engine):
-        model = engines.find_model(model, engine)  # a wrong name is told before any work
+        model = engines.find_model(model, engine)  # a wrong name is refused before any work
 
     def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nonlocal runtime
@@ -133,13 +134,13 @@ def streaming(
         column: dict[int, int] = {}  # of each id
         for t, frame in enumerate(video):
             new = np.flatnonzero(queries[:, 0].astype(int) == t)
-            asked = np.clip(queries[new, 1:], -0.5, (width - 0.5, height - 0.5))
-            ids = runtime.add_points(asked, stamp=float(t))
+            placed = np.clip(queries[new, 1:], -0.5, (width - 0.5, height - 0.5))
+            ids = runtime.add_points(placed, stamp=float(t))
             column.update(zip(ids.tolist(), new.tolist(), strict=True))
             tracks = runtime.track(frame, float(t))
             at = [column[i] for i in tracks.ids.tolist()]
             xy[t, at] = tracks.xy
-            visible[t, at] = tracks.visible if sure is None else tracks.visibility > sure
+            visible[t, at] = tracks.visible if threshold is None else tracks.visibility > threshold
         return xy, visible
 
     return track
@@ -153,10 +154,10 @@ def whole_video(
     iterations: int | None = None,
     grid: int | None = None,
     local_grid: int = 0,
-    as_first_told: bool = False,
+    first_estimate: bool = False,
     device: str = 'cpu',
     alone: bool = False,
-    sure: float | None = None,
+    threshold: float | None = None,
 ) -> Tracker:
     """Return a tracker that gives a checkpoint the whole clip at once, as the papers do.
 
@@ -165,10 +166,10 @@ def whole_video(
     6), or none for the real-time model, which sees no future frames here either. alone: track one
     target at a time. local_grid: side of another grid, in 50 px around each target, which is then
     tracked alone; CoTracker3 was measured with 8, CoTracker 1 with 6.
-    as_first_told: of a network of sliding windows take each frame from the first window that
-    holds it, half a window late at most, where else the last window has its say. sure: see
-    open_tracker; the model's own rule is that of whole videos, as in CoTrackerPredictor, or, as
-    first told, that of its online use. Raises ValueError for a checkpoint that cannot be loaded.
+    first_estimate: of a network of sliding windows use each frame's first estimate, which is at
+    most half a window late, instead of its last. threshold: see open_tracker; the model's own
+    rule is that of whole videos, as in CoTrackerPredictor, or, with first_estimate, that of its
+    online use. Raises ValueError for a checkpoint that cannot be loaded.
     """
     import torch
 
@@ -179,45 +180,47 @@ def whole_video(
     model = (checkpoint if loaded else load_checkpoint(checkpoint)).to(device)
     facts = model.facts
     size, move = facts.image_size, geometry.POINTS[facts.resize]
-    if as_first_told and not facts.sliding:
-        raise ValueError(f'{checkpoint}: only a network of sliding windows tells a frame twice')
-    is_visible = facts.visible if as_first_told else facts.visible_whole
+    if first_estimate and not facts.sliding:
+        raise ValueError(f'{checkpoint}: only a network of sliding windows has a first estimate')
+    is_visible = facts.visible if first_estimate else facts.visible_whole
     side = facts.support_grid if grid is None else grid
     steps = {} if iterations is None else {'iterations': iterations}
 
     def run(video: torch.Tensor, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        asked = torch.from_numpy(queries.astype(np.float32)).to(device)
+        queries_here = torch.from_numpy(queries.astype(np.float32)).to(device)
         with torch.no_grad():
-            if as_first_told:
-                tracks = _as_first_told(model, video, asked, iterations or 6)
+            if first_estimate:
+                tracks = _first_estimates(model, video, queries_here, iterations or 6)
             else:
-                tracks = model.track(video, asked, **steps)
-        if sure is None:
+                tracks = model.track(video, queries_here, **steps)
+        if threshold is None:
             seen = is_visible(tracks.visibility, tracks.confidence)
         else:
-            seen = tracks.visibility > sure
+            seen = tracks.visibility > threshold
         return tracks.xy.cpu().numpy(), seen.cpu().numpy()
 
     def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float()
         images = fit_video(images, facts)
-        asked = np.concatenate([queries[:, :1], move(queries[:, 1:], video.shape[1:3], size)], 1)
-        extra = support_grid(size, side)
+        places = move(queries[:, 1:], video.shape[1:3], size)
+        queries_in_model = np.concatenate([queries[:, :1], places], 1)
+        extra = in_first_frame(support_grid(side, size))
         if local_grid or alone:
             parts = []
-            for n, query in enumerate(asked):
-                local = support_grid((LOCAL_EXTENT, LOCAL_EXTENT), local_grid, query[1:])
-                parts.append(run(images, np.concatenate([asked[n : n + 1], extra, local])))
+            for n, query in enumerate(queries_in_model):
+                local = support_grid(local_grid, (LOCAL_EXTENT, LOCAL_EXTENT), query[1:])
+                own = queries_in_model[n : n + 1]
+                parts.append(run(images, np.concatenate([own, extra, in_first_frame(local)])))
             xy, visible = (np.concatenate([part[i][:, :1] for part in parts], 1) for i in (0, 1))
         else:
-            xy, visible = run(images, np.concatenate([asked, extra]))
+            xy, visible = run(images, np.concatenate([queries_in_model, extra]))
         count = len(queries)
         return move(xy[:, :count], size, video.shape[1:3]), visible[:, :count]
 
     return track
 
 
-def _as_first_told(model, video, queries, iterations: int):
+def _first_estimates(model, video, queries, iterations: int):
     """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
     import torch
 
@@ -225,30 +228,18 @@ def _as_first_told(model, video, queries, iterations: int):
     from train.objectives.windowed import pieces
 
     window, half = model.config.window, model.config.window // 2
-    stream, told = Stream(queries[None]), []
+    state, kept = Stream(queries[None]), []
     for piece in pieces(video[None], window, sliding=True):
-        estimates, stream = model.advance(stream, piece, iterations)
-        told.append(estimates[-1].over(slice(half if told else 0, None)))
-    joined = (torch.cat([getattr(e, name) for e in told], 2) for name in ('xy', 'logits'))
+        estimates, state = model.advance(state, piece, iterations)
+        kept.append(estimates[-1].over(slice(half if kept else 0, None)))
+    joined = (torch.cat([getattr(e, name) for e in kept], 2) for name in ('xy', 'logits'))
     tracks = model.read_out(Estimate(*joined))
     return Tracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
 
 
-def support_grid(
-    extent: tuple[int, int], points: int, centre: np.ndarray | None = None
-) -> np.ndarray:
-    """Return queries (points^2, 3) in frame 0, a grid over extent (H, W) px around a centre.
-
-    Margins are W / 64, rows outermost, one point in the middle; the centre is the extent's own
-    unless given.
-    """
-    height, width = extent
-    margin = width / 64
-    rows = np.linspace(margin, height - margin, points) if points != 1 else [height / 2]
-    columns = np.linspace(margin, width - margin, points) if points != 1 else [width / 2]
-    y, x = np.meshgrid(rows, columns, indexing='ij')
-    shift = (0, 0) if centre is None else centre - np.array([width, height]) / 2
-    return np.stack([np.zeros(points**2), x.ravel() + shift[0], y.ravel() + shift[1]], 1)
+def in_first_frame(xy: np.ndarray) -> np.ndarray:
+    """Return points (N, 2) px as queries (N, 3) of frame 0."""
+    return np.insert(xy, 0, 0.0, axis=1)
 
 
 def both_ways(tracker: Tracker) -> Tracker:

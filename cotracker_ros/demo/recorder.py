@@ -22,7 +22,7 @@ from cotracker_ros.demo.camera import say
 from cotracker_ros.ros.messages import cloud_to_tracks, image_to_array
 from cotracker_ros.ros.startup import init
 from cotracker_ros.ros.subscription import HAS_MESSAGE_INFO
-from cotracker_ros.streaming import VISIBLE
+from cotracker_ros.streaming import VISIBLE, table
 from cotracker_ros.visualise import contact_sheet, draw_tracks, write_video
 
 WIDEST = 960  # pixels of the overlay
@@ -69,18 +69,14 @@ class Recorder(Node):
     def table(self) -> dict[str, np.ndarray]:
         """Return all tracks as arrays: stamps (T,) ns, ids (N,), xy (T, N, 2), flags (T, N)."""
         stamps = np.array(sorted(self.tracks), np.int64)
-        rows = [self.tracks[t] for t in stamps]
-        ids = (
-            np.unique(np.concatenate([r['id'] for r in rows])) if rows else np.zeros(0, np.uint32)
-        )
-        xy = np.full((len(rows), len(ids), 2), np.nan, np.float32)
-        flags = np.zeros((len(rows), len(ids)), np.uint32)
-        for t, r in enumerate(rows):
-            column = np.searchsorted(ids, r['id'])
-            xy[t, column] = np.stack([r['x'], r['y']], 1)
-            flags[t, column] = r['flags']
+        rows = [
+            {'ids': row['id'], 'xy': np.stack([row['x'], row['y']], 1), 'flags': row['flags']}
+            for row in (self.tracks[t] for t in stamps)
+        ]
+        ids = np.unique(np.concatenate([np.zeros(0, np.uint32), *(row['ids'] for row in rows)]))
         published = np.array([self.published[t] for t in stamps.tolist()])
-        return {'stamps': stamps, 'ids': ids, 'xy': xy, 'flags': flags, 'published': published}
+        arrays = table(rows, ids, ('xy', 'flags'))
+        return {'stamps': stamps, 'ids': ids, **arrays, 'published': published}
 
     def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float, speed: float) -> str:
         """Write overlay.mp4 and overlay.png of the frames that were tracked; returns the codec.

@@ -18,8 +18,8 @@ import numpy as np
 from cotracker_ros.demo.clip import FRAMES, Clip
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import EngineError
-from cotracker_ros.ros.seeds import grid
-from cotracker_ros.ros.share import share_file
+from cotracker_ros.points import grid
+from cotracker_ros.ros.resources import resource_file
 from cotracker_ros.streaming import QUERY_FRAME, VISIBLE, StreamingTracker
 
 START_SECONDS = 120.0  # for the processes to start and find each other, on a busy machine too
@@ -98,7 +98,7 @@ def environments() -> tuple[dict[str, str], dict[str, str]]:
         environment['ROS_LOCALHOST_ONLY'] = '1'
     else:
         environment['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    profile = str(share_file('config/fastdds_shm.xml'))
+    profile = str(resource_file('config/fastdds_shm.xml'))
     camera = {
         **environment,
         'FASTRTPS_DEFAULT_PROFILES_FILE': profile,  # Fast DDS 2

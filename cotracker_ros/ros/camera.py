@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.ros.messages import array_to_image
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.share import share_file
+from cotracker_ros.ros.resources import resource_file
 from cotracker_ros.ros.startup import init
 
 RETRY_SECONDS = 1.0  # until a device that is gone is opened again
@@ -76,7 +76,9 @@ class CameraNode(Node):
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns the exit status."""
     for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
-        os.environ.setdefault(name, str(share_file('config/fastdds_shm.xml')))  # for large images
+        os.environ.setdefault(
+            name, str(resource_file('config/fastdds_shm.xml'))
+        )  # for large images
     init(args)
     node = CameraNode()
     try:

@@ -19,10 +19,10 @@ from std_srvs.srv import SetBool, Trigger
 
 from cotracker_ros.engines import EngineError
 from cotracker_ros.ros import parameters
+from cotracker_ros.ros.camera_tracker import CameraTracker
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import StartError, ignore_interrupts, init, interrupt_once, shutdown
-from cotracker_ros.ros.stream import Stream
 from cotracker_ros.streaming import StreamingTracker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -62,7 +62,7 @@ class TrackerNode(LifecycleNode):
         super().__init__('tracker')
         parameters.declare(self)
         self.enabled = True
-        self._streams: list[Stream] = []
+        self._cameras: list[CameraTracker] = []
         self._mailbox: Mailbox | None = None
         self._worker: threading.Thread | None = None
         self._entities = []
@@ -84,14 +84,14 @@ class TrackerNode(LifecycleNode):
         slots = p.max_points or max(SLOTS, _points_wanted(p))
         _check_points(p, slots)
         try:
-            for camera in p.cameras or ('',):
+            for name in p.cameras or ('',):
                 tracker = StreamingTracker(p.model, slots, p.engine, p.threads)
-                self._streams.append(Stream(self, tracker, camera))
-                self._streams[-1].points.set_query_points(p.query_points)
+                self._cameras.append(CameraTracker(self, tracker, name))
+                self._cameras[-1].points.set_query_points(p.query_points)
         except Exception:
             self.release()
             raise
-        self.get_logger().info(f'loaded {len(self._streams)} x {tracker.engine}')
+        self.get_logger().info(f'loaded {len(self._cameras)} x {tracker.engine}')
 
     @_transition
     def on_activate(self) -> None:
@@ -99,8 +99,8 @@ class TrackerNode(LifecycleNode):
         self._mailbox = Mailbox()
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), daemon=True)
         self._worker.start()
-        for stream in self._streams:
-            stream.open(self._mailbox)
+        for camera in self._cameras:
+            camera.open(self._mailbox)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
         self._entities = [
             self.create_timer(1.0, self._report, clock=steady),
@@ -110,7 +110,7 @@ class TrackerNode(LifecycleNode):
             self.create_service(Trigger, '~/resample', self._on_resample),
             self.create_service(SetBool, '~/enable', self._on_enable),
         ]
-        topics = ', '.join(stream.image_topic for stream in self._streams)
+        topics = ', '.join(camera.image_topic for camera in self._cameras)
         self.get_logger().info(f'tracking {topics}')
 
     @_transition
@@ -140,17 +140,17 @@ class TrackerNode(LifecycleNode):
             destroy = self.destroy_timer if hasattr(entity, 'is_ready') else self.destroy_service
             destroy(entity)
         self._entities = []
-        for stream in self._streams:
-            stream.close()
+        for camera in self._cameras:
+            camera.close()
         if not self.stop_worker(timeout=None):
             raise RuntimeError('the worker did not stop')
 
     def release(self, models: bool = True) -> None:
         """Give all topics back and, unless a step still runs in them, the models."""
-        end = Stream.destroy if models else Stream.withdraw
-        while self._streams:
-            end(self._streams.pop())  # a variable would keep the last one beyond the next lines
-        gc.collect()  # callbacks tie a stream to its subscriptions; its memory is wanted back now
+        end = CameraTracker.destroy if models else CameraTracker.withdraw
+        while self._cameras:
+            end(self._cameras.pop())  # a variable would keep the last one beyond the next lines
+        gc.collect()  # callbacks tie a camera to its subscriptions; its memory is wanted back now
         _trim_heap()
 
     def stop_worker(self, timeout: float | None) -> bool:
@@ -168,12 +168,12 @@ class TrackerNode(LifecycleNode):
 
     def _work(self, mailbox: Mailbox) -> None:
         while (item := mailbox.take()) is not None:
-            stream, msg = item
+            camera, msg = item
             try:
-                stream.process(msg)
+                camera.process(msg)
             except Exception:  # a bug, or the middleware that has shut down: go on, but say so
                 if self.context.ok():
-                    stream.statistics.note('internal error; see the log', failed=1)
+                    camera.statistics.note('internal error; see the log', failed=1)
                     self.get_logger().error(traceback.format_exc(), throttle_duration_sec=5.0)
             del item, msg  # an image is large: do not keep it until the next one comes
 
@@ -181,15 +181,15 @@ class TrackerNode(LifecycleNode):
         own = self.get_name(), self.get_namespace()
         if self.get_node_names_and_namespaces().count(own) > 1:
             name = self.get_fully_qualified_name()
-            for stream in self._streams:
-                stream.statistics.note(f'another node is named {name} too')
-        array = DiagnosticArray(status=[stream.report() for stream in self._streams])
+            for camera in self._cameras:
+                camera.statistics.note(f'another node is named {name} too')
+        array = DiagnosticArray(status=[camera.report() for camera in self._cameras])
         array.header.stamp = self.get_clock().now().to_msg()
         send(self._diagnostics, array)  # or the next one, in a second
 
     def _match_publishers(self) -> None:
-        for stream in self._streams:
-            stream.match_publishers()
+        for camera in self._cameras:
+            camera.match_publishers()
 
     # Requests
 
@@ -197,15 +197,15 @@ class TrackerNode(LifecycleNode):
         """Say whether these values may be set; changes nothing."""
         reason = parameters.refusal(changes)
         try:
-            if not reason and self._streams:
+            if not reason and self._cameras:
                 p = parameters.values(self)
                 for change in changes:
                     if change.name in parameters.BY_NAME:
                         setattr(p, change.name, parameters.clean(change.name, change.value))
-                _check_points(p, self._streams[0].slots)
+                _check_points(p, self._cameras[0].slots)
                 if any(change.name == 'query_points' for change in changes):
-                    for stream in self._streams:
-                        stream.points.check_query_points(p.query_points)
+                    for camera in self._cameras:
+                        camera.points.check_query_points(p.query_points)
         except ValueError as error:
             reason = str(error)
         if not reason and not self._tells_what_was_set:
@@ -216,19 +216,19 @@ class TrackerNode(LifecycleNode):
         """Bring the points to values that were set; the other parameters are read when needed."""
         for change in changes:
             if change.name == 'query_points':
-                for stream in self._streams:
-                    stream.points.set_query_points(tuple(change.value))
+                for camera in self._cameras:
+                    camera.points.set_query_points(tuple(change.value))
 
     def _on_reset(self, request, response):
-        count = sum(s.points.reset() for s in self._streams)
+        count = sum(c.points.reset() for c in self._cameras)
         return _answer(response, f'dropped {count} points and all frames')
 
     def _on_clear(self, request, response):
-        count = sum(s.points.clear() for s in self._streams)
+        count = sum(c.points.clear() for c in self._cameras)
         return _answer(response, f'dropped {count} points')
 
     def _on_resample(self, request, response):
-        count = sum(s.points.resample() for s in self._streams)
+        count = sum(c.points.resample() for c in self._cameras)
         return _answer(response, f'replaced {count} points by the initial ones')
 
     def _on_enable(self, request, response):

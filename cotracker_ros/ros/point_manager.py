@@ -7,8 +7,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from cotracker_ros.points import corners, grid
 from cotracker_ros.ros.messages import Queries
-from cotracker_ros.ros.seeds import Absence, corners, grid
 from cotracker_ros.streaming import StreamingTracker, Tracks
 
 REFILL_SECONDS = 0.5  # between searches for corners, which cost milliseconds
@@ -29,7 +29,7 @@ class PointManager:
         self._query_ids = np.zeros(0, np.uint32)  # points of the parameter query_points
         self._query_xy = np.zeros((0, 2), np.float32)
         self._mask: np.ndarray | None = None
-        self._absence = Absence()
+        self._invisible = InvisibleFrames()
         self._filled = -math.inf  # stamp of the last search for new points
 
     # Requests of the executor
@@ -109,7 +109,7 @@ class PointManager:
         with self._lock:
             if self._placing:  # a service dropped all points while the model ran
                 return 0
-            gone = self._tracker.remove_points(self._absence.update(tracks, p.retire_after))
+            gone = self._tracker.remove_points(self._invisible.update(tracks, p.retire_after))
             missing = p.target_points - len(self._tracker.ids)
             if missing > 0 and not 0 <= tracks.stamp - self._filled < REFILL_SECONDS:
                 self._filled = tracks.stamp
@@ -152,6 +152,25 @@ class PointManager:
         if mask is None or mask.shape == frame.shape[:2]:
             return mask
         return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+
+
+class InvisibleFrames:
+    """Counts the consecutive frames in which each point was invisible."""
+
+    def __init__(self) -> None:
+        self._ids = np.zeros(0, np.uint32)
+        self._frames = np.zeros(0, int)
+
+    def update(self, tracks: Tracks, limit: int) -> np.ndarray:
+        """Take the tracks of a frame; return the ids (K,) that have now been invisible in `limit`
+        consecutive frames. A limit of 0 returns none.
+        """
+        frames = np.zeros(len(tracks), int)
+        _, now, before = np.intersect1d(tracks.ids, self._ids, return_indices=True)
+        frames[now] = self._frames[before]
+        frames = np.where(tracks.visible, 0, frames + 1)
+        self._ids, self._frames = tracks.ids, frames
+        return tracks.ids[frames >= limit] if limit else np.zeros(0, np.uint32)
 
 
 def _pairs(numbers: tuple[float, ...]) -> np.ndarray:

@@ -10,6 +10,7 @@ from cotracker_ros.streaming.tracker import (
     StreamingTracker,
     Tracks,
     body_of,
+    table,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     'StreamingTracker',
     'Tracks',
     'body_of',
+    'table',
 ]

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,34 @@ def body_of(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def body_flags(keypoint: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """Return the flags (N,) uint32 from which `body_of` reads these."""
     return (keypoint + 1).astype(np.uint32) << _KEYPOINT_BIT | instance << _INSTANCE_BIT
+
+
+def table(
+    rows: Sequence[Mapping[str, np.ndarray]], ids: np.ndarray, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Arrange rows of tracks, one a frame, by id: arrays (T, N, ...) of the columns `names`.
+
+    rows: columns by name, among them `ids`, as `vars` of Tracks; ids: (N,), each once. Where a
+    point is not in a row, xy is NaN and all else 0.
+    """
+    arrays = {}
+    for name in names:
+        shape, dtype = ((2,), np.float32) if name == 'xy' else ((), _COLUMNS[name])
+        empty = np.nan if name == 'xy' else 0
+        arrays[name] = np.full((len(rows), len(ids), *shape), empty, dtype)
+    for t, row in enumerate(rows):
+        _, there, here = np.intersect1d(ids, row['ids'], return_indices=True)
+        for name in names:
+            arrays[name][t, there] = row[name][here]
+    return arrays
+
+
+_COLUMNS = {
+    'visibility': np.float32,
+    'confidence': np.float32,
+    'age': np.uint32,
+    'flags': np.uint32,
+}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from cotracker_ros.points import support_grid
 from train.data.augment import AugmentConfig
 
 
@@ -66,9 +67,7 @@ class Clips:
         """
         if not side:
             return self
-        rows, columns = (torch.linspace(n / 64, n - n / 64, side) for n in size)
-        y, x = torch.meshgrid(rows, columns, indexing='ij')
-        grid = torch.stack([x.flatten(), y.flatten()], -1).to(self.tracks)
+        grid = torch.from_numpy(support_grid(side, size)).to(self.tracks)
         clips, frames = self.tracks.shape[:2]
         added = grid.expand(clips, frames, -1, -1)
         nothing = torch.zeros_like(added[..., 0], dtype=torch.bool)

@@ -9,7 +9,7 @@ import cv2
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
 from cotracker_ros.ros.messages import MessageError
-from cotracker_ros.ros.space import SAME_MOMENT, Pairs, is_rectified, positions, rays
+from cotracker_ros.ros.tracks_3d import SAME_MOMENT, Pairs, is_rectified, positions, rays
 from cotracker_ros.streaming import VISIBLE, Tracks
 
 SIZE = (48, 64)

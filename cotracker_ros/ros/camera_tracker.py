@@ -26,11 +26,11 @@ from cotracker_ros.ros.messages import (
     unpack_compressed,
 )
 from cotracker_ros.ros.moments import Moments
-from cotracker_ros.ros.painter import Painter
+from cotracker_ros.ros.overlay import OverlayPublisher
 from cotracker_ros.ros.point_manager import PointManager
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.space import Pairs, is_rectified, positions, rays
 from cotracker_ros.ros.subscription import BEST_EFFORT, RELIABLE, MatchedSubscription
+from cotracker_ros.ros.tracks_3d import Pairs, is_rectified, positions, rays
 from cotracker_ros.streaming import NEW, QUERY_FRAME, VISIBLE, LateFrame, StreamingTracker, Tracks
 from cotracker_ros.streaming.image_range import ImageRange
 
@@ -38,7 +38,7 @@ _THROTTLE = 5.0  # seconds between equal log lines
 FAR_AHEAD = 1.0  # seconds that a point may wait for an image without a word
 
 
-class Stream:
+class CameraTracker:
     """Topics, tracker and statistics of one camera of the node.
 
     The executor calls the callbacks, the worker calls `process`; the tracker may be used by both.
@@ -75,8 +75,8 @@ class Stream:
         self._last: Tracks | None = None
         self._kind, self._moment = '', None  # of the last image
         self._camera_info: CameraInfo | None = None
-        self._in_space = node.create_publisher(PointCloud2, f'~/{prefix}tracks_3d', 5)
-        self._painter = Painter(node, f'~/{prefix}')
+        self._tracks_3d = node.create_publisher(PointCloud2, f'~/{prefix}tracks_3d', 5)
+        self._overlay = OverlayPublisher(node, f'~/{prefix}')
         engine = tracker.engine
         facts = {
             'model': engine.metadata.model,
@@ -93,7 +93,7 @@ class Stream:
         return self._tracker.max_points
 
     def open(self, mailbox: Mailbox) -> None:
-        """Subscribe; images go to the mailbox under this stream as their key."""
+        """Subscribe; images go to the mailbox under this object as their key."""
         self._mailbox = mailbox
         for matched in self._matched:
             matched.open()
@@ -133,9 +133,9 @@ class Stream:
     def withdraw(self) -> None:
         """Give back all topics."""
         self.close()
-        self._painter.close()
+        self._overlay.close()
         self._node.destroy_publisher(self._publisher)
-        self._node.destroy_publisher(self._in_space)
+        self._node.destroy_publisher(self._tracks_3d)
 
     def report(self) -> DiagnosticStatus:
         """Return the diagnostic status, with rates since the last one."""
@@ -193,7 +193,7 @@ class Stream:
     def _on_depth(self, msg: Image, lost: int, published: float) -> None:
         stamp = stamp_seconds(msg.header)
         self._depth_moments.of(stamp, time.monotonic())
-        if self._in_space.get_subscription_count():
+        if self._tracks_3d.get_subscription_count():
             stamp = None if self._depth_moments.by_arrival else stamp
             found = self._pairs.match('depth', stamp, msg, published)
             if found is not None:
@@ -258,9 +258,9 @@ class Stream:
             s.ages.append(age)
         s.live, s.visible = len(tracks), int(tracks.visible.sum())
         s.count(tracked=1)
-        self._painter.show(msg.header, frame, tracks, p.overlay_rate)
-        if self._in_space.get_subscription_count():
-            self._show_in_space(tracks, msg.header, frame.shape[:2], published)
+        self._overlay.show(msg.header, frame, tracks, p.overlay_rate)
+        if self._tracks_3d.get_subscription_count():
+            self._show_3d(tracks, msg.header, frame.shape[:2], published)
 
     def _note_changes(self, encoding: str, picture: Picture, p) -> None:
         """Tell of what tracking goes on through, but its user may not expect."""
@@ -337,12 +337,10 @@ class Stream:
         flags = last.flags[kept] & ~np.uint32(VISIBLE | NEW | QUERY_FRAME)
         return Tracks(moment, last.ids[kept], last.xy[kept], zero, zero, last.age[kept], flags)
 
-    def _show_in_space(
-        self, tracks: Tracks, header, size: tuple[int, int], published: float
-    ) -> None:
+    def _show_3d(self, tracks: Tracks, header, size: tuple[int, int], published: float) -> None:
         """Publish rays at once; or, with depth, positions as soon as the depth image is here."""
         if self._pairs is None:
-            self._publish_in_space(tracks, header, lambda *how: rays(tracks.xy, *how), size)
+            self._publish_3d(tracks, header, lambda *how: rays(tracks.xy, *how), size)
             return
         stamp = None if self._moments.by_arrival else stamp_seconds(header)
         depth = self._pairs.match('tracks', stamp, (tracks, header, size), published)
@@ -355,16 +353,16 @@ class Stream:
         def place(info: CameraInfo, size: tuple[int, int], rectified: bool) -> np.ndarray:
             return positions(tracks, size, info, depth_to_metres(depth), rectified)
 
-        self._publish_in_space(tracks, header, place, size)
+        self._publish_3d(tracks, header, place, size)
 
-    def _publish_in_space(self, tracks: Tracks, header, place, size: tuple[int, int]) -> None:
+    def _publish_3d(self, tracks: Tracks, header, place, size: tuple[int, int]) -> None:
         """Publish the tracks where `place(camera_info, size, rectified)` puts them."""
         try:
             if self._camera_info is None:
                 raise MessageError('needs camera_info, of which none has come')
             rectified = is_rectified(self.image_topic, parameters.values(self._node).rectified)
             cloud = tracks_to_cloud(tracks, header, place(self._camera_info, size, rectified))
-            if not send(self._in_space, cloud):
+            if not send(self._tracks_3d, cloud):
                 raise MessageError('the middleware refused it')
         except MessageError as error:
             self.statistics.note(f'tracks_3d: {error}')

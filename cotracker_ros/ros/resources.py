@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def share_file(name: str) -> Path:
+def resource_file(name: str) -> Path:
     """Return a file such as 'config/tracker.yaml' of a checkout, a wheel or a ROS workspace.
 
     All three put the package below the prefix that has `share`. Raises FileNotFoundError.

@@ -1,4 +1,4 @@
-"""What people look at: the overlay picture and markers, drawn only while someone subscribes."""
+"""The overlay picture and markers, drawn only while someone subscribes."""
 
 import threading
 import time
@@ -16,13 +16,13 @@ from visualization_msgs.msg import ImageMarker
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.messages import array_to_image, set_data
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.streaming import Tracks
+from cotracker_ros.streaming import VISIBLE, Tracks, table
 from cotracker_ros.visualise import draw_tracks_and_poses, id_colours
 
 TAIL = 16  # frames
 
 
-class Painter:
+class OverlayPublisher:
     """Draws in a thread of its own: a slow viewer costs pictures, never tracks."""
 
     def __init__(self, node, private: str) -> None:
@@ -38,7 +38,9 @@ class Painter:
         self._thread.start()
 
     def show(self, header: Header, frame: np.ndarray, tracks: Tracks, rate: float) -> None:
-        """Take note of tracks, and draw them if someone looks, at most `rate` times a second."""
+        """Remember the tracks of a frame (H, W, 3) RGB, and draw them if someone looks, at most
+        `rate` times a second.
+        """
         self._history.append(tracks)
         now = time.monotonic()
         if now >= self._due and any(
@@ -69,10 +71,12 @@ class Painter:
             send(self._markers, markers(history[-1], header))
         if not (self._overlay.get_subscription_count() or self._jpeg.get_subscription_count()):
             return
-        xy, visible = past_of(history)
-        keypoint, instance = history[-1].body
+        newest = history[-1]
+        past = table([vars(tracks) for tracks in history], newest.ids, ('xy', 'flags'))
+        visible = (past['flags'] & VISIBLE) != 0
+        keypoint, instance = newest.body
         body = np.where(instance > 0, keypoint, -1), instance
-        picture = draw_tracks_and_poses(frame, xy, visible, history[-1].ids, body, TAIL)
+        picture = draw_tracks_and_poses(frame, past['xy'], visible, newest.ids, body, TAIL)
         if self._overlay.get_subscription_count():
             send(self._overlay, array_to_image(picture, header))
         if self._jpeg.get_subscription_count():
@@ -80,17 +84,6 @@ class Painter:
             msg = CompressedImage(header=header, format='rgb8; jpeg compressed bgr8')
             set_data(msg, cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
             send(self._jpeg, msg)
-
-
-def past_of(history: list[Tracks]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the past of the newest points: xy (T, N, 2), NaN before they were, visible (T, N)."""
-    ids = history[-1].ids
-    xy = np.full((len(history), len(ids), 2), np.nan, np.float32)
-    visible = np.zeros((len(history), len(ids)), bool)
-    for t, tracks in enumerate(history):
-        _, now, then = np.intersect1d(ids, tracks.ids, return_indices=True)
-        xy[t, now], visible[t, now] = tracks.xy[then], tracks.visible[then]
-    return xy, visible
 
 
 def markers(tracks: Tracks, header: Header) -> ImageMarker:

@@ -1,6 +1,7 @@
 import numpy as np
 
-from cotracker_ros.ros.seeds import Absence, corners, grid
+from cotracker_ros.points import corners, grid, support_grid
+from cotracker_ros.ros.point_manager import InvisibleFrames
 from cotracker_ros.streaming import VISIBLE, Tracks
 
 BOARD = np.zeros((120, 160, 3), np.uint8)
@@ -22,6 +23,16 @@ def test_grid_on_a_mask():
     mask[5, 5] = 1
     assert all(mask[round(y), round(x)] for x, y in grid(6, (40, 80), mask))
     assert grid(3, (40, 80), np.zeros((40, 80), np.uint8)).shape == (0, 2)
+
+
+def test_support_points_lie_within_the_published_margin_row_by_row():
+    xy = support_grid(3, (384, 512))
+    assert xy[:4].tolist() == [[8, 8], [256, 8], [504, 8], [8, 192]]
+    assert xy[8].tolist() == [504, 376]
+    assert support_grid(1, (384, 512)).tolist() == [[256, 192]]
+    local = support_grid(8, (50, 50), (100.0, 60.0))
+    np.testing.assert_allclose(local.mean(0), [100, 60])
+    assert np.ptp(local[:, 0]) == 50 - 2 * 50 / 64
 
 
 def test_corners_of_a_square():
@@ -49,10 +60,10 @@ def tracks(ids: list, visible: list) -> Tracks:
     return Tracks(0.0, np.array(ids, np.uint32), xy, zero, zero, zero, flags)
 
 
-def test_absence_counts_frames_on_end():
-    absence = Absence()
+def test_consecutive_invisible_frames_are_counted():
+    invisible = InvisibleFrames()
     told = [
-        absence.update(tracks(*state), 2).tolist()
+        invisible.update(tracks(*state), 2).tolist()
         for state in (
             ([1, 2], [False, True]),
             ([1, 2], [True, False]),  # 1 came back
@@ -62,8 +73,8 @@ def test_absence_counts_frames_on_end():
         )
     ]
     assert told == [[], [], [2], [2], [3]]
-    assert absence.update(tracks([3], [False]), 0).tolist() == []
+    assert invisible.update(tracks([3], [False]), 0).tolist() == []
 
 
-def test_absence_of_no_points():
-    assert Absence().update(tracks([], []), 1).tolist() == []
+def test_invisible_of_no_points():
+    assert InvisibleFrames().update(tracks([], []), 1).tolist() == []

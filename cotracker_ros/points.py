@@ -1,13 +1,12 @@
-"""Where to put points by themselves, and which to give up."""
+"""Where to put points: on grids and on corners. Pixels as in geometry.py."""
 
 import cv2
 import numpy as np
 
-from cotracker_ros.streaming import Tracks
-
 
 def grid(per_side: int, size: tuple[int, int], mask: np.ndarray | None = None) -> np.ndarray:
-    """Return the cell centres (N, 2) px of a square grid over an image of `size` (H, W).
+    """Return the cell centres (N, 2) px of a square grid over an image of `size` (H, W), rows
+    outermost.
 
     With a mask (H, W), over the box around what is not 0, and only those that lie on it.
     """
@@ -18,6 +17,23 @@ def grid(per_side: int, size: tuple[int, int], mask: np.ndarray | None = None) -
     y, x = np.meshgrid(top + steps * height - 0.5, left + steps * width - 0.5, indexing='ij')
     xy = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
     return xy if mask is None else xy[_at(mask, xy) != 0]
+
+
+def support_grid(
+    per_side: int, size: tuple[int, int], centre: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Return the points (N, 2) px that the papers add to those asked for, a square grid over a
+    `size` (H, W) around a centre x, y, by default the middle.
+
+    Rows outermost; margins of W / 64, above and below too, as published; one point is the middle.
+    """
+    height, width = size
+    margin = width / 64
+    rows = np.linspace(margin, height - margin, per_side) if per_side != 1 else [height / 2]
+    columns = np.linspace(margin, width - margin, per_side) if per_side != 1 else [width / 2]
+    y, x = np.meshgrid(rows, columns, indexing='ij')
+    xy = np.stack([x.ravel(), y.ravel()], 1)
+    return xy if centre is None else xy + np.asarray(centre) - (width / 2, height / 2)
 
 
 def corners(
@@ -45,20 +61,3 @@ def _at(mask: np.ndarray, xy: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     column, row = np.round(xy).astype(int).T
     return mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-
-
-class Absence:
-    """Counts for how many frames on end each point was not seen."""
-
-    def __init__(self) -> None:
-        self._ids = np.zeros(0, np.uint32)
-        self._frames = np.zeros(0, int)
-
-    def update(self, tracks: Tracks, limit: int) -> np.ndarray:
-        """Return the ids that have not been visible for `limit` frames; 0: none."""
-        frames = np.zeros(len(tracks), int)
-        _, now, before = np.intersect1d(tracks.ids, self._ids, return_indices=True)
-        frames[now] = self._frames[before]
-        frames = np.where(tracks.visible, 0, frames + 1)
-        self._ids, self._frames = tracks.ids, frames
-        return tracks.ids[frames >= limit] if limit else np.zeros(0, np.uint32)
