@@ -7,30 +7,30 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from train.data.synthetic.bodies import Body, Parts, animal, axis_rotation, random_body, transform  # noqa: E402
-from train.data.synthetic.random_source import Dice  # noqa: E402
+from train.data.synthetic.random_source import RandomSource  # noqa: E402
 
 
 @pytest.fixture
-def dice():
+def random():
     """Seeded random numbers."""
-    return Dice(torch.Generator().manual_seed(4))
+    return RandomSource(torch.Generator().manual_seed(4))
 
 
 def plain(axes, centre):
     """A white body of ellipsoids (T, K, 3, 3) and (T, K, 3) px, the camera still, no light."""
     frames, count = axes.shape[:2]
-    camera, coat = torch.eye(3).expand(frames, 3, 3), torch.ones(3, 8, 8)
+    camera, texture = torch.eye(3).expand(frames, 3, 3), torch.ones(3, 8, 8)
     offset, shade = torch.zeros(count, 2), torch.ones(count)
-    return Body(Parts(axes, centre), camera, [coat] * count, offset, shade, torch.zeros(3))
+    return Body(Parts(axes, centre), camera, [texture] * count, offset, shade, torch.zeros(3))
 
 
-def test_a_line_of_sight_meets_the_nearest_surface(dice):
+def test_a_line_of_sight_meets_the_nearest_surface(random):
     # Against the surfaces as clouds of points, projected.
-    axes, centre = 9 * dice.normal(3, 3, 3), 10 * dice.normal(3, 3) + 40
+    axes, centre = 9 * random.normal(3, 3, 3), 10 * random.normal(3, 3) + 40
     body = plain(axes[None], centre[None])
-    xy = dice.uniform(1, 60, 2, low=20, high=60)
+    xy = random.uniform(1, 60, 2, low=20, high=60)
     cover, depth, part, u = body.look(xy)
-    ball = torch.nn.functional.normalize(dice.normal(400_000, 3), dim=-1)
+    ball = torch.nn.functional.normalize(random.normal(400_000, 3), dim=-1)
     clouds = torch.einsum('kij,nj->kni', axes, ball) + centre[:, None]
     compared = 0
     for n in range(60):
@@ -67,11 +67,11 @@ def test_a_point_of_a_turning_ball_goes_round_and_is_hidden_behind():
     assert torch.equal(hidden[~edge, 0], angle.cos()[~edge] < 0)
 
 
-def test_the_camera_moves_tracks_and_pixels_alike(dice):
+def test_the_camera_moves_tracks_and_pixels_alike(random):
     times = torch.arange(5.0)
     camera = torch.eye(3).repeat(5, 1, 1)
     camera[:, 0, 2], camera[:, 1, 1] = 3 * times, 1.1
-    body = random_body(dice, times, camera, dice.uniform(3, 64, 64), (96, 128), 0.0)
+    body = random_body(random, times, camera, random.uniform(3, 64, 64), (96, 128), 0.0)
     image = torch.zeros(5, 3, 96, 128)
     body.draw(image)
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing='ij')
@@ -81,10 +81,10 @@ def test_the_camera_moves_tracks_and_pixels_alike(dice):
     assert drawn.any(1).all()
 
 
-def test_the_parts_of_an_animal_hang_together_and_its_legs_move(dice):
+def test_the_parts_of_an_animal_hang_together_and_its_legs_move(random):
     times = torch.arange(12.0)
     for _ in range(3):
-        parts = animal(dice, times)
+        parts = animal(random, times)
         for leg in range(5, 17, 3):
             for k in (leg, leg + 1):  # the end of a bone is inside the next one
                 end = parts.centre[:, k] + 0.85 * parts.axes[:, k, :, 0]
@@ -94,7 +94,7 @@ def test_the_parts_of_an_animal_hang_together_and_its_legs_move(dice):
         assert parts.centre[:, 0].std(0).norm() == 0
 
 
-def test_transform_is_the_homography(dice):
-    matrix, xy = torch.eye(3) + 0.01 * dice.normal(4, 3, 3), dice.uniform(4, 5, 6, 2)
+def test_transform_is_the_homography(random):
+    matrix, xy = torch.eye(3) + 0.01 * random.normal(4, 3, 3), random.uniform(4, 5, 6, 2)
     full = torch.cat([xy, torch.ones(4, 5, 6, 1)], -1) @ matrix.transpose(1, 2)[:, None]
     assert torch.allclose(transform(matrix, xy), full[..., :2] / full[..., 2:], atol=1e-5)

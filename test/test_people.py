@@ -21,37 +21,37 @@ from train.data.synthetic.people import (  # noqa: E402
     place_figure,
 )
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
-from train.data.synthetic.random_source import Dice  # noqa: E402
+from train.data.synthetic.random_source import RandomSource  # noqa: E402
 
 TIMES = torch.arange(24.0) - 11.5
 
 
 @pytest.fixture
-def dice():
+def random():
     """Seeded random numbers."""
-    return Dice(torch.Generator().manual_seed(5))
+    return RandomSource(torch.Generator().manual_seed(5))
 
 
-def stand(dice, heading, action='walk', away=0.0, times=TIMES):
+def stand(random, heading, action='walk', away=0.0, times=TIMES):
     """A person of 200 px on the spot, seen straight on in 240 x 240 px."""
-    pose = POSES[action](dice, times)
+    pose = POSES[action](random, times)
     pose['drop'] = hips_down(pose)
     place = Place(
         torch.full_like(times, heading), torch.zeros_like(times), torch.full_like(times, away)
     )
-    figure = person(dice, pose)
+    figure = person(random, pose)
     return place_figure(figure, place, torch.eye(3), 200, 200, torch.tensor([120.0, 120, 0]))
 
 
 def as_people(figures, white=()):
     """Figures as a body without light, some parts white and the others black."""
     count = sum(len(f.wears) for f in figures)
-    coat = [torch.full((3, 4, 4), float(k in white)) for k in range(count)]
+    texture = [torch.full((3, 4, 4), float(k in white)) for k in range(count)]
     return People(
         figures,
         [200.0 for f in figures if f.joints is not None],
         camera=torch.eye(3).expand(len(TIMES), 3, 3),
-        coat=coat,
+        texture=texture,
         offset=torch.zeros(count, 2),
         shade=torch.ones(count),
         sun=torch.zeros(3),
@@ -59,10 +59,10 @@ def as_people(figures, white=()):
 
 
 @pytest.mark.parametrize('action', POSES)
-def test_bones_are_rigid_and_feet_are_on_the_ground(dice, action):
-    pose = POSES[action](dice, TIMES)
+def test_bones_are_rigid_and_feet_are_on_the_ground(random, action):
+    pose = POSES[action](random, TIMES)
     pose['drop'] = hips_down(pose)
-    joints = person(dice, pose).joints
+    joints = person(random, pose).joints
 
     def length(one, other):
         return (joints[:, NUMBER[one]] - joints[:, NUMBER[other]]).norm(dim=-1)
@@ -84,11 +84,11 @@ def test_bones_are_rigid_and_feet_are_on_the_ground(dice, action):
     assert joints.std(0).norm(dim=-1).max() > 0.005
 
 
-def test_a_walker_goes_as_fast_as_the_standing_foot_goes_back(dice):
+def test_a_walker_goes_as_fast_as_the_standing_foot_goes_back(random):
     times = torch.arange(400.0)
-    pose = POSES['walk'](dice, times)
+    pose = POSES['walk'](random, times)
     pose['drop'] = hips_down(pose)
-    ankles = person(dice, pose).joints[:, [NUMBER['left_ankle'], NUMBER['right_ankle']]]
+    ankles = person(random, pose).joints[:, [NUMBER['left_ankle'], NUMBER['right_ankle']]]
     standing = ankles[..., 1].argmax(1, keepdim=True)
     forward = ankles[..., 0].gather(1, standing)[:, 0]
     same = standing[1:, 0] == standing[:-1, 0]
@@ -97,18 +97,18 @@ def test_a_walker_goes_as_fast_as_the_standing_foot_goes_back(dice):
     assert float(back) == pytest.approx(float(speed), rel=0.25)
 
 
-def test_left_and_right_are_the_persons_own(dice):
+def test_left_and_right_are_the_persons_own(random):
     left, right = NUMBER['left_shoulder'], NUMBER['right_shoulder']
-    front = stand(dice, math.pi / 2).joints  # faces the viewer
+    front = stand(random, math.pi / 2).joints  # faces the viewer
     assert (front[:, left, 0] > front[:, right, 0] + 20).all()
     nose, ear = front[:, NUMBER['nose'], 2], front[:, NUMBER['left_ear'], 2]
     assert (nose < ear).all()
-    behind = stand(dice, -math.pi / 2).joints
+    behind = stand(random, -math.pi / 2).joints
     assert (behind[:, left, 0] < behind[:, right, 0] - 20).all()
 
 
-def test_keypoints_are_where_the_picture_shows_their_parts(dice):
-    figure = stand(dice, 0.4, 'turn')
+def test_keypoints_are_where_the_picture_shows_their_parts(random):
+    figure = stand(random, 0.4, 'turn')
     # Drawn one part at a time: the nose's own ellipsoid and each hand.
     joints = figure.joints
     for name, part in (('nose', 6), ('left_wrist', 9), ('right_wrist', 15)):
@@ -129,23 +129,23 @@ def test_keypoints_are_where_the_picture_shows_their_parts(dice):
         assert torch.equal(xy, joints[..., :2])
 
 
-def test_the_face_is_seen_from_the_front_and_the_far_side_is_hidden(dice):
+def test_the_face_is_seen_from_the_front_and_the_far_side_is_hidden(random):
     numbers = {name: [NUMBER[n] for n in names] for name, names in {
         'face': ('nose', 'left_eye', 'right_eye'),
         'trunk': ('left_shoulder', 'right_shoulder', 'left_hip', 'right_hip'),
     }.items()}  # fmt: skip
-    front = as_people([stand(dice, math.pi / 2)]).keypoints()[1].float().mean(0)
+    front = as_people([stand(random, math.pi / 2)]).keypoints()[1].float().mean(0)
     assert (front[numbers['face']] < 0.2).all() and (front[numbers['trunk']] < 0.5).all()
-    behind = as_people([stand(dice, -math.pi / 2)]).keypoints()[1].float().mean(0)
+    behind = as_people([stand(random, -math.pi / 2)]).keypoints()[1].float().mean(0)
     assert (behind[numbers['face']] > 0.9).all() and (behind[numbers['trunk']] < 0.5).all()
     # Facing right, the person's left is away from the viewer.
-    side = as_people([stand(dice, 0.0)]).keypoints()[1].float().mean(0)
+    side = as_people([stand(random, 0.0)]).keypoints()[1].float().mean(0)
     for name in ('shoulder', 'hip', 'ear'):
         assert side[NUMBER[f'left_{name}']] > 0.9 > 0.1 > side[NUMBER[f'right_{name}']]
 
 
-def test_the_nearer_person_hides_the_other_and_furniture_hides_both(dice):
-    near, far = stand(dice, math.pi / 2), stand(dice, math.pi / 2, away=0.5)
+def test_the_nearer_person_hides_the_other_and_furniture_hides_both(random):
+    near, far = stand(random, math.pi / 2), stand(random, math.pi / 2, away=0.5)
     body = as_people([near, far])
     assert body.keypoint.tolist() == [*range(17), *range(17)]
     assert body.instance.tolist() == [0] * 17 + [1] * 17

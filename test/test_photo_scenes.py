@@ -16,7 +16,7 @@ from train.data.synthetic.photo_scenes import (  # noqa: E402
     video_cutouts,
 )
 
-CONFIG = PhotoSceneConfig(size=(160, 224), frames=12, jpeg=0.0, blur=0.0, occluder=1.0, late=0.4)
+CONFIG = PhotoSceneConfig(size=(160, 224), frames=12, jpeg=0.0, blur=0.0, occluders=1.0, late=0.4)
 
 
 @pytest.fixture(scope='module')

@@ -146,7 +146,7 @@ def test_sampling_outside_is_transparent():
 
 
 def test_nothing_is_visible_in_a_broken_frame_and_no_query_is_in_one():
-    scene = dataclasses.replace(SCENE, frames=8, faults=1.0)
+    scene = dataclasses.replace(SCENE, frames=8, corruption=1.0)
     clips = ProceduralVideo(scene, seed=4, bank=4).clips(12, 30)
     frames = clips.video.float()
     flat = frames.amax((2, 3, 4)) - frames.amin((2, 3, 4)) < 3  # black or white
@@ -165,9 +165,9 @@ def test_nothing_is_visible_in_a_broken_frame_and_no_query_is_in_one():
 def test_a_post_hides_what_is_behind_it_and_nothing_else():
     scene = dataclasses.replace(SCENE, frames=12, photometric=0.0)
     plain = ProceduralVideo(scene, seed=5, bank=4).clips(4, 40)
-    video = ProceduralVideo(dataclasses.replace(scene, posts=1.0), seed=5, bank=4)
+    video = ProceduralVideo(dataclasses.replace(scene, occluders=1.0), seed=5, bank=4)
     clips = video.clips(4, 40)
-    # Where the picture is another than without the post, in every row of some columns.
+    # Where the picture is another than without the occluder, in every row of some columns.
     changed = (clips.video != plain.video).any(-1).float().mean(2) > 0.5  # (B, T, W)
     assert not changed[:, 0].any() and changed.any(2).any(1).all()
     column = clips.tracks[..., 0].round().long()

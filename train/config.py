@@ -36,7 +36,7 @@ class TrainConfig:
     labels: str = ''  # folder or URL of the source pseudo_labels
     posetrack: str = ''  # folder of the source posetrack
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
-    textures: str = ''  # folder of photographs for scenes to wear
+    textures: str = ''  # folder of photographs that scenes are textured with
     videos: str = ''  # folder of free videos that the source photo takes cut-outs from
     # Whether what turns a token into visibility and confidence stays as it began, as where labels
     # say little of them (CoTracker3, section 5).

@@ -210,26 +210,6 @@ def balanced_bce(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
     return clip_mean(torch.where(target, 0.5 / share, 0.5 / (1 - share)) * loss, counted)
 
 
-def place_weights(xy: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four cells around feature coordinates xy (..., 2) and their bilinear weights, (...,
-    4) each.
-    """
-    limit = torch.tensor([width - 1, height - 1], device=xy.device)
-    xy = torch.minimum(xy.clamp_min(0), limit.to(xy.dtype))
-    low = torch.minimum(xy.floor(), (limit - 1).to(xy.dtype))
-    part = xy - low
-    low = low.long()
-    index, weight = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            index.append((low[..., 1] + dy) * width + low[..., 0] + dx)
-            weight.append(
-                (part[..., 0] if dx else 1 - part[..., 0])
-                * (part[..., 1] if dy else 1 - part[..., 1])
-            )
-    return torch.stack(index, -1), torch.stack(weight, -1)
-
-
 def matching_loss(
     features: list[Tensor],
     tracks: Tensor,
@@ -258,9 +238,10 @@ def matching_loss(
         template = template[pick[0], torch.arange(points), pick[1]]
         template = F.normalize(template, dim=-1)
         logits = torch.einsum('bnc,btcp->btnp', template, maps.flatten(3)) * scale[level]
-        index, share = place_weights(tracks / stride, height, width)
-        log_p = logits.gather(-1, index) - logits.logsumexp(-1, keepdim=True)
-        losses.append(-clip_mean((share * log_p).sum(-1), weight))
+        # Bilinear weights add up to 1: what is read of the scores is read of their softmax's log.
+        at = sample_cells(logits.reshape(-1, 1, height, width), (tracks / stride).view(-1, 1, 2))
+        log_p = at.view(batch, frames, points) - logits.logsumexp(-1)
+        losses.append(-clip_mean(log_p, weight))
         best = logits.detach().argmax(-1)
         miss = torch.stack([best % width, best // width], -1) - tracks / stride
         hits.append(clip_mean(miss.norm(dim=-1) < 1.5, weight))

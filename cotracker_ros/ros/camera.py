@@ -75,10 +75,9 @@ class CameraNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns the exit status."""
+    profiles = str(resource_file('config/fastdds_shm.xml'))  # for large images
     for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
-        os.environ.setdefault(
-            name, str(resource_file('config/fastdds_shm.xml'))
-        )  # for large images
+        os.environ.setdefault(name, profiles)
     init(args)
     node = CameraNode()
     try:

@@ -107,24 +107,26 @@ def there_and_back(clip: Clip) -> Clip:
 
 
 def with_occluder(clip: Clip, start: int, frames: int) -> Clip:
-    """Return the clip behind a post that stands in the picture's middle third for some frames.
+    """Return the clip with an occluder before the picture's middle third in some frames, from
+    `start` on; see train/data/occluders.py.
 
-    The post shows the first frame upside down, so it looks like the rest; it comes in frame
-    `start` and is gone `frames` later. Points behind it are not visible, their places known as
-    before. Measures what a tracker makes of occlusions of one length.
+    Points behind it are not visible, their places known as before. For measuring a tracker on
+    occlusions of one length.
     """
-    video, visible = clip.video.copy(), clip.visible.copy()
-    width = video.shape[2]
-    left, right = width // 3, 2 * width // 3
-    shown = slice(start, start + frames)
-    video[shown, :, left:right] = clip.video[0, ::-1, left:right]
-    x = clip.tracks[shown, :, 0]
-    visible[shown] &= (x < left - 0.5) | (x > right - 0.5)
+    import torch  # readers alone do without
+
+    from train.data.occluders import hide, is_hidden
+
+    width = clip.video.shape[2]
+    columns = torch.zeros(len(clip.video), width, dtype=torch.bool)
+    columns[start : start + frames, width // 3 : 2 * width // 3] = True
+    video = hide(torch.from_numpy(clip.video).movedim(-1, 1), columns).movedim(1, -1).numpy()
+    visible = clip.visible & ~is_hidden(columns, torch.from_numpy(clip.tracks)).numpy()
     t = clip.queries[:, 0].astype(int)
     kept = np.flatnonzero(visible[t, np.arange(len(t))])
     known = clip.visible if clip.known is None else clip.known
     parts = clip.queries[kept], clip.tracks[:, kept], visible[:, kept], known[:, kept]
-    return Clip(f'{clip.name}, {frames} frames occluded', video, *parts)
+    return Clip(f'{clip.name}, {frames} frames occluded', np.ascontiguousarray(video), *parts)
 
 
 def beginning(clip: Clip, frames: int, asked_before: int) -> Clip | None:

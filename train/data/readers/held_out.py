@@ -45,7 +45,7 @@ def people(path: str | Path, clips: int = 12, frames: int = 48) -> Iterator[Clip
 
     One to three people a clip; each keypoint is asked for in the frame that first shows it.
     Hidden keypoints are known. A person's box is the extent of its keypoints, a tenth of its
-    height more on all sides; the person's area is half of it. Heads are not told.
+    height more on all sides; the person's area is half of it. Sizes of heads are not known.
     """
 
     def render(photographs: list[np.ndarray]) -> Iterator:
@@ -94,7 +94,7 @@ def _read(
         parts = np.split(content[f'jpeg_{c}'], np.cumsum(content[f'bytes_{c}'])[:-1])
         video = np.stack([decode(part.tobytes(), f'{path}: {called}') for part in parts])
         queries, tracks, visible = (content[key][c] for key in ('queries', 'tracks', 'visible'))
-        # Where a point went outside the picture is known, but nobody's to tell.
+        # Positions outside the picture are ground truth too, but no tracker is scored on them.
         known = between_centres(tracks, video.shape[1:3]) | visible
         plain = np.full((len(content['queries']), len(queries)), -1)
         bodies = (content.get(key, plain)[c] for key in ('keypoint', 'instance'))
@@ -114,7 +114,7 @@ def _render(path: Path, render: Callable[[list[np.ndarray]], Iterator]) -> None:
         scale = 512 / min(image.shape[:2])
         size = [round(scale * n) for n in image.shape[1::-1]]
         photographs.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    content, notes = {}, []
+    content, rows = {}, []
     for c, clip in enumerate(render(photographs)):
         encoded = [
             cv2.imencode('.jpg', frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel()
@@ -125,9 +125,9 @@ def _render(path: Path, render: Callable[[list[np.ndarray]], Iterator]) -> None:
         t, tracks = clip.query_frame[0].numpy(), clip.tracks[0].numpy().astype(np.float32)
         queries = np.concatenate([t[:, None], tracks[t, np.arange(len(t))]], 1)
         bodies = clip.keypoint[0].numpy(), clip.instance[0].numpy()
-        notes.append((queries.astype(np.float32), tracks, clip.visible[0].numpy(), *bodies))
+        rows.append((queries.astype(np.float32), tracks, clip.visible[0].numpy(), *bodies))
     names = ('queries', 'tracks', 'visible', 'keypoint', 'instance')
-    for name, part in zip(names, zip(*notes, strict=True), strict=True):
+    for name, part in zip(names, zip(*rows, strict=True), strict=True):
         content[name] = np.stack(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(path.name + '.part')

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.data.synthetic.random_source import Dice
+from train.data.synthetic.random_source import RandomSource
 
-COVERED = 1.3  # half axes of the largest part that half of a coat reaches
+COVERED = 1.3  # half axes of the largest part that half of a texture reaches
 
 
 class Parts(NamedTuple):
@@ -48,16 +48,17 @@ class Body:
         self,
         parts: Parts,
         camera: Tensor,
-        coat: Sequence[Tensor],
+        texture: Sequence[Tensor],
         offset: Tensor,
         shade: Tensor,
         sun: Tensor,
     ):
-        """parts in px; camera (T, 3, 3), px to image px; coat, of each part, (3, h, w); offset
+        """parts in px; camera (T, 3, 3), px to image px; texture, of each part, (3, h, w); offset
         (K, 2), where on it each lies; shade (K,), its brightness; sun (3,), where light comes
         from, as long as it is strong.
         """
-        self.parts, self.coat, self.offset, self.shade, self.sun = parts, coat, offset, shade, sun
+        self.parts, self.texture, self.offset = parts, texture, offset
+        self.shade, self.sun = shade, sun
         self.camera, self.view = camera, torch.linalg.inv(camera.double()).float()
         # A line of sight at v = (x, y) from the centre meets the sphere where |W (v, z)| = 1: at
         # z = -g v -+ n sqrt(1 - v P v).
@@ -69,7 +70,7 @@ class Body:
         rest = across - along * self.slope[..., None, :]
         self.outline = rest.transpose(-1, -2) @ rest  # P
         size = parts.axes.norm(dim=-2)
-        self.span = size[0, :, :2] / size[0].amax() / COVERED  # of a part on the coat
+        self.span = size[0, :, :2] / size[0].amax() / COVERED  # of a part on the texture
 
     def during(self, frames: slice | Tensor) -> Body:
         """The same body at some of the times, in any order."""
@@ -120,13 +121,13 @@ class Body:
         return track, depth > self.look(track)[1] + 0.5
 
     def colour(self, k: int, u: Tensor) -> Tensor:
-        """Colours of part k at u (T, h, w, 3): (T, 3, h, w) in [0, 1]. The coat goes around the
+        """Colours of part k at u (T, h, w, 3): (T, 3, h, w) in [0, 1]. The texture goes around the
         first axis, its two halves each other's mirror image.
         """
         around = torch.atan2(u[..., 2], u[..., 1]).abs()
         spot = torch.stack([u[..., 0], around - math.pi / 2], -1) * self.span[k] + self.offset[k]
         rgb = F.grid_sample(
-            self.coat[k].expand(len(u), -1, -1, -1),
+            self.texture[k].expand(len(u), -1, -1, -1),
             spot,
             padding_mode='reflection',
             align_corners=True,
@@ -194,49 +195,57 @@ def transform(matrix: Tensor, xy: Tensor) -> Tensor:
 
 
 def random_body(
-    dice: Dice, times: Tensor, camera: Tensor, coat: Tensor, size: tuple[int, int], light: float
+    random: RandomSource,
+    times: Tensor,
+    camera: Tensor,
+    texture: Tensor,
+    size: tuple[int, int],
+    light: float,
 ) -> Body:
-    """An animal that walks and turns, or a heap of ellipsoids that tumbles, at times (T,) in an
-    image (height, width) px. The light is at most as strong as said.
+    """An animal that walks and turns, or a rigid cluster of ellipsoids that tumbles, at times (T,)
+    in an image of size (height, width) px. camera as `Body`'s; texture (3, h, w) in [0, 1]. The
+    strength of the light is drawn from 0 to `light`.
     """
     height, width = size
-    frames, walks = len(times), dice.number() < 0.7
-    parts = animal(dice, times) if walks else heap(dice, frames)
+    frames, walks = len(times), random.number() < 0.7
+    parts = animal(random, times) if walks else rigid_cluster(random, frames)
     # Animals stand upright and are seen from somewhat above.
-    turn = dice.path((3,), times, 0.012 if walks else 0.03)
-    start = dice.uniform(3, 1, high=2 * math.pi)
+    turn = random.path((3,), times, 0.012 if walks else 0.03)
+    start = random.uniform(3, 1, high=2 * math.pi)
     if walks:
-        turn[1:], start[1] = turn[1:] * 0.2, dice.number(-0.1, 0.5)
-        start[2] = 0.1 * float(dice.normal(1))
+        turn[1:], start[1] = turn[1:] * 0.2, random.number(-0.1, 0.5)
+        start[2] = 0.1 * float(random.normal(1))
     yaw, pitch, roll = turn + start
     rotation = axis_rotation(2, roll) @ axis_rotation(0, pitch) @ axis_rotation(1, yaw)
-    scale = dice.size(0.13, 0.4) * height * dice.path((), times, 0.01).clamp(-0.5, 0.5).exp()
-    middle = dice.uniform(2, low=0.25, high=0.75) * torch.tensor(
-        [width, height], device=dice.device
+    scale = random.size(0.13, 0.4) * height * random.path((), times, 0.01).clamp(-0.5, 0.5).exp()
+    middle = random.uniform(2, low=0.25, high=0.75) * torch.tensor(
+        [width, height], device=random.device
     )
-    speed = 0.006 * width * math.exp(0.8 * float(dice.normal(1)))
-    place = middle[:, None] + dice.path((2,), times, speed)
+    speed = 0.006 * width * math.exp(0.8 * float(random.normal(1)))
+    place = middle[:, None] + random.path((2,), times, speed)
     carried = rotation * scale[:, None, None]
     centre = (carried[:, None] @ parts.centre[..., None])[..., 0]
     centre[..., :2] += place.T[:, None]
     count = parts.centre.shape[1]
-    sun = F.normalize(dice.normal(3) - torch.tensor([0.0, 1.0, 0.7], device=dice.device), dim=0)
+    sun = F.normalize(
+        random.normal(3) - torch.tensor([0.0, 1.0, 0.7], device=random.device), dim=0
+    )
     return Body(
         Parts(carried[:, None] @ parts.axes, centre),
         camera,
-        [coat] * count,
-        0.6 * (dice.uniform(count, 2) - 0.5),
-        torch.exp(0.12 * dice.normal(count)),
-        sun * dice.number() * light,
+        [texture] * count,
+        0.6 * (random.uniform(count, 2) - 0.5),
+        torch.exp(0.12 * random.normal(count)),
+        sun * random.number() * light,
     )
 
 
-def animal(dice: Dice, times: Tensor) -> Parts:
+def animal(random: RandomSource, times: Tensor) -> Parts:
     """A trunk with a hump, neck, head, tail and four legs of three parts. x forward, y down, z
     from left to right; the trunk is two units long. Hip and knee swing as sines of one period.
     """
     frames, pi = len(times), math.pi
-    still = torch.zeros(frames, device=dice.device)
+    still = torch.zeros(frames, device=random.device)
     axes, centres = [], []
 
     def add(middle: Tensor, angle: Tensor, half: float, thick: float, wide: float) -> None:
@@ -262,34 +271,34 @@ def animal(dice: Dice, times: Tensor) -> Parts:
         return start + way
 
     def at(x: float, y: float, z: float) -> Tensor:
-        return torch.tensor([x, y, z], device=dice.device).expand(frames, 3)
+        return torch.tensor([x, y, z], device=random.device).expand(frames, 3)
 
-    deep, broad = dice.number(0.3, 0.5), dice.number(0.25, 0.42)
+    deep, broad = random.number(0.3, 0.5), random.number(0.25, 0.42)
     add(at(0, 0, 0), still, 1.0, deep, broad)
-    hump = dice.number(-0.6, 0.6)
+    hump = random.number(-0.6, 0.6)
     add(
-        at(hump, -dice.number(0.0, 0.8) * deep, 0),
+        at(hump, -random.number(0.0, 0.8) * deep, 0),
         still,
-        dice.size(0.25, 0.6),
+        random.size(0.25, 0.6),
         0.8 * deep,
         0.8 * broad,
     )
-    nod = dice.path((), times, 0.02).clamp(-0.6, 0.6)
-    rise, length = -dice.number(0.1, 1.4) + nod, dice.size(0.4, 1.0)
+    nod = random.path((), times, 0.02).clamp(-0.6, 0.6)
+    rise, length = -random.number(0.1, 1.4) + nod, random.size(0.4, 1.0)
     end = bone(
-        at(0.8, -0.3 * deep, 0), rise, length, dice.number(0.14, 0.24), dice.number(0.1, 0.2)
+        at(0.8, -0.3 * deep, 0), rise, length, random.number(0.14, 0.24), random.number(0.1, 0.2)
     )
-    bone(end, rise + dice.number(0.5, 1.5), dice.number(0.3, 0.6), 0.16, 0.12)
-    wag = pi - dice.number(0.2, 1.6) + dice.path((), times, 0.05).clamp(-0.8, 0.8)
-    bone(at(-0.9, -0.4 * deep, 0), wag, dice.number(0.3, 1.0), 0.06, 0.06)
+    bone(end, rise + random.number(0.5, 1.5), random.number(0.3, 0.6), 0.16, 0.12)
+    wag = pi - random.number(0.2, 1.6) + random.path((), times, 0.05).clamp(-0.8, 0.8)
+    bone(at(-0.9, -0.4 * deep, 0), wag, random.number(0.3, 1.0), 0.06, 0.06)
 
-    beat = dice.number(0.1, 0.6) * times
-    gait = dice.uniform(4, high=2 * pi)
-    if dice.number() < 0.7:  # diagonal legs together
-        gait = torch.tensor([0.0, pi, pi, 0.0], device=dice.device) + 0.5 * gait / pi
-    stride, bend = dice.number(0.1, 0.55), dice.number(0.1, 0.6)
-    upper, lower = dice.number(0.45, 0.75), dice.number(0.45, 0.75)
-    thick, foot = dice.number(0.09, 0.2), dice.number(0.12, 0.3)
+    beat = random.number(0.1, 0.6) * times
+    gait = random.uniform(4, high=2 * pi)
+    if random.number() < 0.7:  # diagonal legs together
+        gait = torch.tensor([0.0, pi, pi, 0.0], device=random.device) + 0.5 * gait / pi
+    stride, bend = random.number(0.1, 0.55), random.number(0.1, 0.6)
+    upper, lower = random.number(0.45, 0.75), random.number(0.45, 0.75)
+    thick, foot = random.number(0.09, 0.2), random.number(0.12, 0.3)
     for leg in range(4):
         front, side = (1.0 if leg % 2 else -1.0), (1.0 if leg < 2 else -1.0)
         phase = beat + gait[leg]
@@ -302,12 +311,12 @@ def animal(dice: Dice, times: Tensor) -> Parts:
     return Parts(torch.stack(axes, 1), torch.stack(centres, 1))
 
 
-def heap(dice: Dice, frames: int) -> Parts:
-    """Two to six ellipsoids through each other, stiff."""
-    count = 2 + dice.integer(5)
-    turned = torch.linalg.qr(dice.normal(count, 3, 3))[0]
-    half = torch.exp(dice.uniform(count, 3, low=math.log(0.15), high=math.log(0.9)))
-    axes, centre = turned * half[:, None], 0.45 * dice.normal(count, 3)
+def rigid_cluster(random: RandomSource, frames: int) -> Parts:
+    """Two to six ellipsoids that intersect and do not move against each other."""
+    count = 2 + random.integer(5)
+    turned = torch.linalg.qr(random.normal(count, 3, 3))[0]
+    half = torch.exp(random.uniform(count, 3, low=math.log(0.15), high=math.log(0.9)))
+    axes, centre = turned * half[:, None], 0.45 * random.normal(count, 3)
     return Parts(axes.expand(frames, -1, -1, -1), centre.expand(frames, -1, -1))
 
 

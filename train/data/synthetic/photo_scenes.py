@@ -40,8 +40,8 @@ class PhotoSceneConfig:
     dropped: float = 0.05  # chance that frames are missing before a frame
     still_camera: float = 0.2  # share of clips whose camera does not move
     bend: float = 0.35  # share of objects that bend
-    twins: float = 0.2  # share of objects that look like the one before
-    occluder: float = 0.5  # share of clips with an object that hides others for a while
+    distractors: float = 0.2  # share of objects that look like the one before
+    occluders: float = 0.5  # share of clips with an object that hides others for a while
     on_objects: float = 0.6  # share of the points that lie on objects
     late: float = 0.3  # share of the points that are queried after the first frame
     jpeg: float = 0.3  # share of clips compressed as a camera's driver does
@@ -300,9 +300,11 @@ class PhotoScenes:
         layers = [Layer(np.ascontiguousarray(photograph), None, camera @ shift)]
         held = rng.random() < 0.5  # whether objects move with the camera, or by themselves
         for _ in range(rng.integers(c.objects[0], c.objects[1] + 1)):
-            twin = len(layers) > 1 and rng.random() < c.twins
-            layers.append(self.object(rng, times, layers[-1] if twin else None, camera, held))
-        if rng.random() < c.occluder:
+            distractor = len(layers) > 1 and rng.random() < c.distractors
+            layers.append(
+                self.object(rng, times, layers[-1] if distractor else None, camera, held)
+            )
+        if rng.random() < c.occluders:
             layers.append(self.occluder(rng))
         return layers
 
@@ -328,16 +330,16 @@ class PhotoScenes:
         self,
         rng: np.random.Generator,
         times: np.ndarray,
-        twin: Layer | None,
+        original: Layer | None,
         camera: np.ndarray,
         held: bool,
     ) -> Layer:
-        """One object, a copy of `twin` with a way of its own where there is one; it moves with
+        """One object, a copy of `original` with a way of its own where there is one; it moves with
         the camera (T, 3, 3) where it is `held`.
         """
         c, (height, width) = self.config, self.config.size
-        if twin is not None and twin.alpha is not None:
-            image, alpha = twin.image, twin.alpha
+        if original is not None and original.alpha is not None:
+            image, alpha = original.image, original.alpha
         else:
             image, alpha = self.draw(rng)
         h, w = image.shape[:2]
@@ -464,7 +466,7 @@ class PhotoScenes:
 
 
 def log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    """A number as likely between 1 and 2 as between 2 and 4."""
+    """Draw a number between the limits, evenly distributed in its logarithm."""
     return limits[0] * (limits[1] / limits[0]) ** rng.random()
 
 

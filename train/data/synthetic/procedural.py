@@ -26,12 +26,13 @@ from torch import Tensor
 
 from cotracker_ros.geometry import between_centres
 from train.data.batch import Clips
+from train.data.occluders import hide, is_hidden
 from train.data.synthetic.bodies import Body, bounds, pixels, random_body, transform
-from train.data.synthetic.people import COATS, People, random_people
-from train.data.synthetic.random_source import Dice
+from train.data.synthetic.people import TEXTURES, People, random_people
+from train.data.synthetic.random_source import RandomSource
 from train.data.synthetic.textures import TextureBank
 
-COAT = 256  # px of a body's texture
+BODY_TEXTURE = 256  # px
 RUN = 8  # frames rendered at once: short, so that a sprite's box in them is small
 
 
@@ -45,22 +46,16 @@ class SceneConfig:
     radius: tuple[float, float] = (0.08, 0.36)  # sprite radius / image height
     speed: float = 0.012  # typical displacement of a sprite per frame / image width
     camera_speed: float = 0.008  # typical displacement of the background per frame / image width
-    deform: float = 0.5  # share of sprites that bend
-    limbs: float = 0.45  # share of sprites that hang on the one before
+    bend: float = 0.5  # share of sprites that bend
+    articulated: float = 0.45  # share of sprites that are jointed to the one before
     bodies: float = 0.0  # share of clips with a body in three dimensions behind the sprites
     people: float = 0.0  # share of clips with people behind the sprites, in place of a body
     photometric: float = 1.0  # strength of lighting, blur and noise
-    pause: float = 0.15  # share of clips whose camera stands still
-    twins: float = 0.0  # share of sprites that look like the one before
-    posts: float = 0.0  # share of clips in which a post stands before the scene for a while
-    faults: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
+    still_camera: float = 0.15  # share of clips whose camera does not move
+    distractors: float = 0.0  # share of sprites that look like the one before
+    occluders: float = 0.0  # share of clips before which an occluder stands for a while
+    corruption: float = 0.0  # share of clips with a run of black, white, noise or frozen frames
     jpeg: float = 0.0  # share of clips compressed as a camera's driver does
-
-
-def behind_posts(posts: Tensor, xy: Tensor) -> Tensor:
-    """Whether xy (B, T, N, 2) is behind a post, (B, T, N); posts as `ProceduralVideo.posts`."""
-    column = xy[..., 0].round().clamp(0, posts.shape[-1] - 1).long()
-    return posts.gather(2, column)
 
 
 class Layers:
@@ -127,7 +122,7 @@ class Layers:
         return transform(self.forward[pick, layer].transpose(1, 2), v[..., None, :])[..., 0, :]
 
 
-class ProceduralVideo(Dice):
+class ProceduralVideo(RandomSource):
     """A seeded source of clips. The same seed gives the same clips on the same device."""
 
     def __init__(
@@ -157,7 +152,7 @@ class ProceduralVideo(Dice):
         tempo = torch.exp(0.9 * self.normal(batch, count)).clamp(0.02, 4)
         speed = c.speed * width * tempo
         camera = c.camera_speed * width * torch.exp(0.9 * self.normal(batch)).clamp(0.02, 4)
-        camera = camera * ~self.chance(c.pause, batch)
+        camera = camera * ~self.chance(c.still_camera, batch)
 
         radius = (
             torch.exp(
@@ -185,8 +180,8 @@ class ProceduralVideo(Dice):
             radius[..., None] * zoom.exp(), angle + start, centre[:, :, None] + shift, tilt, aspect
         )
 
-        # Limbs: the sprite hangs on the one below it, offset inside its outline, swinging about
-        # the joint.
+        # Articulated: the sprite hangs on the one below it, offset inside its outline, swinging
+        # about the joint.
         swing = self.path((batch, count), times, 0.12 * tempo.clamp_max(1.5)) + self.uniform(
             batch, count, 1, high=2 * math.pi
         )
@@ -194,27 +189,29 @@ class ProceduralVideo(Dice):
         joint = self.uniform(batch, count, 1, 2, low=-0.6, high=0.6).expand(-1, -1, frames, -1)
         reach = torch.zeros_like(joint)
         reach[..., 0] = 0.6
-        limb = matrix(
+        joined = matrix(
             size,
             swing,
             joint,
             torch.zeros_like(tilt),
             self.uniform(batch, count, 1, low=1.0, high=2.5),
         )
-        limb = limb @ matrix(
+        joined = joined @ matrix(
             torch.ones_like(size),
             torch.zeros_like(size),
             reach,
             torch.zeros_like(tilt),
             torch.ones_like(aspect),
         )
-        limbs = self.chance(c.limbs, batch, count)
-        limbs[:, :2] = False
-        self.is_limb = limbs
+        articulated = self.chance(c.articulated, batch, count)
+        articulated[:, :2] = False
+        self.articulated = articulated
         chain = [local[:, 0], local[:, 1]]
         for k in range(2, count):
             chain.append(
-                torch.where(limbs[:, k, None, None, None], chain[-1] @ limb[:, k], local[:, k])
+                torch.where(
+                    articulated[:, k, None, None, None], chain[-1] @ joined[:, k], local[:, k]
+                )
             )
         forward = torch.stack(chain, 1)
         # The camera moves every layer, near layers (high index) more: parallax.
@@ -239,7 +236,7 @@ class ProceduralVideo(Dice):
         view = view @ to_centre
         forward = view @ forward
 
-        bend = self.chance(c.deform, batch, count, 1).float()
+        bend = self.chance(c.bend, batch, count, 1).float()
         bend[:, 0] *= 0.3
         frequency = self.uniform(batch, count, 2, low=1.0, high=5.0)
         amplitude = bend * self.uniform(batch, count, 2, low=0.05, high=0.45) / frequency
@@ -252,11 +249,11 @@ class ProceduralVideo(Dice):
         c, out = self.config, []
         for camera, moments in zip(layers.camera, times, strict=True):
             if c.people and self.number() < c.people:
-                coats = self.bank.draw(COATS, COAT)
-                out.append(random_people(self, moments, camera, coats, c.size, c.photometric))
+                textures = self.bank.draw(TEXTURES, BODY_TEXTURE)
+                out.append(random_people(self, moments, camera, textures, c.size, c.photometric))
             elif c.bodies and self.number() < c.bodies:
-                coat = self.bank.draw(1, COAT)[0]
-                out.append(random_body(self, moments, camera, coat, c.size, c.photometric))
+                texture = self.bank.draw(1, BODY_TEXTURE)[0]
+                out.append(random_body(self, moments, camera, texture, c.size, c.photometric))
             else:
                 out.append(None)
         return out
@@ -267,21 +264,21 @@ class ProceduralVideo(Dice):
         """
         batch, count, side = len(bodies), self.config.objects[1], 160
         colour = self.bank.draw(batch * count, side).view(batch, count, 3, side, side)
-        # A limb often wears the skin of its body.
-        skin = self.chance(0.7, batch, count) & self.is_limb[:, 1:]
+        # An articulated sprite often has the texture of the one that it hangs on.
+        same = self.chance(0.7, batch, count) & self.articulated[:, 1:]
         for k in range(1, count):
             colour[:, k] = torch.where(
-                skin[:, k, None, None, None], colour[:, k - 1].flip(-1), colour[:, k]
+                same[:, k, None, None, None], colour[:, k - 1].flip(-1), colour[:, k]
             )
-        twins = self.chance(self.config.twins, batch, count) & ~self.is_limb[:, 1:]
+        distractors = self.chance(self.config.distractors, batch, count) & ~self.articulated[:, 1:]
         shading = self.normal(batch * count, 1, 3, 3) * 0.35
         shading = F.interpolate(shading, (side, side), mode='bicubic', align_corners=True)
         colour = (colour * torch.exp(shading).view(batch, count, 1, side, side)).clamp(0, 1)
         alpha = self.outlines(batch * count, side).view(batch, count, 1, side, side)
         for k in range(1, count):
-            twin = twins[:, k, None, None, None]
-            colour[:, k] = torch.where(twin, colour[:, k - 1], colour[:, k])
-            alpha[:, k] = torch.where(twin, alpha[:, k - 1], alpha[:, k])
+            distractor = distractors[:, k, None, None, None]
+            colour[:, k] = torch.where(distractor, colour[:, k - 1], colour[:, k])
+            alpha[:, k] = torch.where(distractor, alpha[:, k - 1], alpha[:, k])
         number = torch.randint(
             self.config.objects[0], count + 1, (batch, 1), generator=self.rng, device=self.device
         )
@@ -337,10 +334,11 @@ class ProceduralVideo(Dice):
         sprites = self.sprites(bodies)
         ground = self.bank.draw(batch, 2 * self.config.size[1])  # a texel a pixel
         video = self.render(layers, bodies, sprites, ground)
-        broken, posts = self.broken(*video.shape[:2]), self.posts(*video.shape[:2])
-        video = self.hide(video, posts)
-        found = self.points(layers, bodies, sprites, points, video, broken, posts)
-        video = self.replace(self.photometric(video), broken)
+        corrupted, occluded = self.corrupted(*video.shape[:2]), self.occluders(*video.shape[:2])
+        for b in torch.nonzero(occluded.flatten(1).any(1)).flatten().tolist():
+            video[b] = hide(video[b], occluded[b])
+        found = self.points(layers, bodies, sprites, points, video, corrupted, occluded)
+        video = self.replace(self.photometric(video), corrupted)
         video = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
         return Clips(self.compress(video), *found)
 
@@ -379,19 +377,19 @@ class ProceduralVideo(Dice):
         sprites: Tensor,
         count: int,
         video: Tensor,
-        broken: Tensor,
-        posts: Tensor,
+        corrupted: Tensor,
+        occluded: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Tracks, visibility, query frames, keypoints and instances (see `Clips`) of points that
         are visible in their query frame: keypoints of people first, then other points, sprites,
-        bodies and edges in the video (B, T, 3, H, W) preferred. Nothing is visible in a broken
-        frame (B, T), nor behind posts (B, T, W).
+        bodies and edges in the video (B, T, 3, H, W) preferred. Nothing is visible in a corrupted
+        frame (B, T), nor in columns that are occluded (B, T, W).
         """
         (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
         device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
         query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
         query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
-        query = query * ~broken.gather(1, query)  # the first frame is never broken
+        query = query * ~corrupted.gather(1, query)  # the first frame is never corrupted
         xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
         here = xy[:, None].expand(-1, frames, -1, -1)
         cover = self.coverage(layers, sprites, here)
@@ -405,7 +403,7 @@ class ProceduralVideo(Dice):
         # A blended edge shows no single surface.
         clear = ((cover < 0.02) | (cover > 0.98)).all(1)
         clear = clear & ((top > 0) | (behind < 0.02) | (behind > 0.98))
-        clear = clear & ~behind_posts(posts, here).gather(1, query[:, None])[:, 0]
+        clear = clear & ~is_hidden(occluded, here).gather(1, query[:, None])[:, 0]
         score = self.uniform(batch, many) + edges(video, xy, query) * 0.35
         score = score + (top > 0) * 0.35 + on_body * 0.7 - 10.0 * ~clear
         keep = score.topk(count, 1).indices
@@ -440,8 +438,8 @@ class ProceduralVideo(Dice):
         inside = between_centres(tracks, self.config.size)
         over = self.coverage(layers, sprites, tracks) > 0.5
         above = number[:, None] > top[:, None, None]
-        seen = inside & ~hidden & ~(over & above).any(1) & ~broken[..., None]
-        seen = seen & ~behind_posts(posts, tracks)
+        seen = inside & ~hidden & ~(over & above).any(1) & ~corrupted[..., None]
+        seen = seen & ~is_hidden(occluded, tracks)
         if people:
             # Keypoints are asked for where they are first seen; those never seen give way.
             extra = torch.arange(joints + count, device=device) < joints
@@ -500,47 +498,39 @@ class ProceduralVideo(Dice):
         noise = s * self.uniform(batch, 1, 1, 1, 1, high=0.03) * self.normal(*video.shape)
         return (video + noise).clamp(0, 1)
 
-    def broken(self, batch: int, frames: int) -> Tensor:
+    def corrupted(self, batch: int, frames: int) -> Tensor:
         """Frames that show nothing of the scene, (B, T) bool: in some clips a run of up to half
         of its frames, after the first.
         """
-        if self.config.faults == 0 or frames < 3:
+        if self.config.corruption == 0 or frames < 3:
             return torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
-        return self.spell(self.config.faults, batch, frames, frames - 1)
+        return self.run(self.config.corruption, batch, frames, frames - 1)
 
-    def spell(self, share: float, batch: int, frames: int, latest: float) -> Tensor:
-        """Frames of something that happens in a share of the clips, (B, T) bool: a run of up to
-        half of the frames, after the first, that begins at `latest` at the latest.
+    def run(self, share: float, batch: int, frames: int, latest: float) -> Tensor:
+        """Draw a run of frames in a share of the clips, (B, T) bool: up to half of the frames,
+        not the first, none of them before frame 1 or beginning after frame `latest`.
         """
         first = 1 + (self.uniform(batch, 1) * latest).long()
         length = (self.uniform(batch, 1) * frames / 2).long() + 1
         t = torch.arange(frames, device=self.device)
         return self.chance(share, batch, 1) & (t >= first) & (t < first + length)
 
-    def posts(self, batch: int, frames: int) -> Tensor:
-        """Columns of the picture that a post hides, (B, T, W) bool: in some clips, for up to
-        half of the frames after the first, a post of 15 to 45 % of its width.
+    def occluders(self, batch: int, frames: int) -> Tensor:
+        """Columns of the picture that an occluder hides, (B, T, W) bool: in some clips, for up
+        to half of the frames after the first, 15 to 45 % of its width.
         """
         width = self.config.size[1]
-        if self.config.posts == 0:
+        if self.config.occluders == 0:
             return torch.zeros(batch, frames, width, dtype=torch.bool, device=self.device)
-        there = self.spell(self.config.posts, batch, frames, frames / 2)[..., None]
+        there = self.run(self.config.occluders, batch, frames, frames / 2)[..., None]
         middle, half = self.uniform(batch, 1, 1), self.uniform(batch, 1, 1, low=0.075, high=0.225)
         x = torch.arange(width, device=self.device) / (width - 1)
         return there & ((x - middle).abs() < half)
 
-    def hide(self, video: Tensor, posts: Tensor) -> Tensor:
-        """The video (B, T, 3, H, W) behind posts (B, T, W), which show the first frame upside
-        down, so that they look like the rest.
-        """
-        for b in torch.nonzero(posts.flatten(1).any(1)).flatten().tolist():
-            video[b] = torch.where(posts[b, :, None, None], video[b, :1].flip(-2), video[b])
-        return video
-
-    def replace(self, video: Tensor, broken: Tensor) -> Tensor:
-        """The video (B, T, 3, H, W) with its broken frames black, white, noise, or frozen."""
-        for b in torch.nonzero(broken.any(1)).flatten().tolist():
-            run, kind = broken[b], int(self.uniform(1, high=4))
+    def replace(self, video: Tensor, corrupted: Tensor) -> Tensor:
+        """The video (B, T, 3, H, W) with its corrupted frames black, white, noise, or frozen."""
+        for b in torch.nonzero(corrupted.any(1)).flatten().tolist():
+            run, kind = corrupted[b], int(self.uniform(1, high=4))
             frozen = video[b, int(run.int().argmax()) - 1].clone()
             noise = self.uniform(*video.shape[3:])
             video[b, run] = (torch.zeros_like(frozen), torch.ones_like(frozen), noise, frozen)[

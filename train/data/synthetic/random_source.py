@@ -1,4 +1,4 @@
-"""Random numbers of one seeded generator, on one device."""
+"""Random numbers from one seeded generator, on one device."""
 
 from __future__ import annotations
 
@@ -8,35 +8,42 @@ import torch
 from torch import Tensor
 
 
-class Dice:
-    """Draws from a generator; the same seed gives the same numbers on the same device."""
+class RandomSource:
+    """Draws from a generator: the same seed gives the same numbers on the same device."""
 
     def __init__(self, rng: torch.Generator):
         self.rng, self.device = rng, rng.device
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Draw numbers evenly distributed in [low, high)."""
         return torch.rand(shape, generator=self.rng, device=self.device) * (high - low) + low
 
     def normal(self, *shape: int) -> Tensor:
+        """Draw from the standard normal distribution."""
         return torch.randn(shape, generator=self.rng, device=self.device)
 
     def chance(self, p: float, *shape: int) -> Tensor:
+        """Draw bools, each true with probability p."""
         return self.uniform(*shape) < p
 
     def number(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Draw one number evenly distributed in [low, high)."""
         return float(self.uniform(1, low=low, high=high))
 
     def size(self, low: float, high: float) -> float:
-        """A number as likely between 1 and 2 as between 2 and 4."""
+        """Draw one number in [low, high), evenly distributed in its logarithm."""
         return low * (high / low) ** self.number()
 
     def integer(self, below: int) -> int:
+        """Draw one of 0, 1, ..., below - 1."""
         return int(torch.randint(below, (1,), generator=self.rng, device=self.device))
 
     def path(self, shape: tuple[int, ...], times: Tensor, speed: Tensor | float) -> Tensor:
-        """Smooth random paths (*shape, T) whose typical change per frame is `speed`; 0 at no time.
+        """Draw smooth random paths (*shape, T) at `times` (..., T), in frames; `speed` is their
+        typical change per frame. They need not pass through 0.
 
-        A steady drift and three sines of period 8 to 80 frames, amplitudes inverse to frequency.
+        Each is a steady drift and three sines of period 8 to 80 frames, with amplitudes inverse
+        to their frequencies.
         """
         t = times.expand(*shape, -1)
         speed = torch.as_tensor(speed, device=self.device)

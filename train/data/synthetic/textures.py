@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.data.synthetic.random_source import Dice
+from train.data.synthetic.random_source import RandomSource
 
 SIDE = 512  # px of a texture in the bank
 
@@ -37,7 +37,7 @@ def read_photographs(folder: str | Path) -> list[np.ndarray]:
     return photographs
 
 
-class TextureBank(Dice):
+class TextureBank(RandomSource):
     """A bank of square RGB textures, (count, 3, SIDE, SIDE) in [0, 1], and photographs beside
     them.
     """
