@@ -133,8 +133,8 @@ def window(args: argparse.Namespace) -> dict:
 def occlusion(args: argparse.Namespace) -> dict:
     """Points found again after an occlusion of 0.5 to 2 s, at 30 frames a second.
 
-    An occluder stands before the procedural clips, played forwards and back so that 2 s fit. Recovered:
-    within 8 px of 256 in half of the next 8 frames; reported: and said to be visible.
+    An occluder stands before the procedural clips, played forwards and back so that 2 s fit.
+    Recovered: within 8 px of 256 in half of the next 8 frames; reported: and said to be visible.
     """
     if args.held_out is None:
         raise DataError('occlusions are made on the procedural set: --held-out')
