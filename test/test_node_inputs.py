@@ -129,12 +129,12 @@ def test_a_camera_without_stamps(start_tracker):
 # A node that is busy between an image and the depth image that was published with it.
 BUSY = """
 import time
-import cotracker_ros.ros.stream as stream
-taken = stream.Stream._on_image
+from cotracker_ros.ros.camera_tracker import CameraTracker
+taken = CameraTracker._on_image
 def busy(self, *arguments):
     taken(self, *arguments)
     time.sleep(0.3)
-stream.Stream._on_image = busy
+CameraTracker._on_image = busy
 import cotracker_ros.ros.node as node
 raise SystemExit(node.main())
 """

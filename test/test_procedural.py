@@ -18,7 +18,7 @@ from train.data.synthetic.textures import read_photographs  # noqa: E402
 SCENE = SceneConfig(size=(96, 128), frames=6, photometric=0.0)
 
 
-BODIES = dataclasses.replace(SCENE, bodies=1.0, objects=(3, 6), deform=0.0)
+BODIES = dataclasses.replace(SCENE, bodies=1.0, objects=(3, 6), bend=0.0)
 
 
 @pytest.fixture(scope='module', params=[SCENE, BODIES], ids=['objects', 'bodies'])
