@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cotracker_ros import geometry
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.config import ModelFacts
-from cotracker_ros.model.cotracker import Stream, Tracks
+from cotracker_ros.model.cotracker import Tracks, WindowState
 from cotracker_ros.model.embeddings import check_keypoints
 from cotracker_ros.points import support_grid
 from cotracker_ros.streaming.image import resize
@@ -91,15 +91,15 @@ class _Predictor(nn.Module):
         """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W); the first of
         them are keypoints (K,) of a body.
         """
-        told: dict[str, Tensor] = {}
+        numbers: dict[str, Tensor] = {}
         if keypoints is not None:
             others = queries.shape[1] - len(keypoints)
-            told['keypoints'] = F.pad(keypoints, (0, others), value=-1).to(queries.device)
+            numbers['keypoints'] = F.pad(keypoints, (0, others), value=-1).to(queries.device)
         if not self.model.facts.causal:
-            told = {name: numbers.expand(len(queries), -1) for name, numbers in told.items()}
-            return self.model(frames, queries, ITERATIONS, **told)
+            numbers = {name: row.expand(len(queries), -1) for name, row in numbers.items()}
+            return self.model(frames, queries, ITERATIONS, **numbers)
         pairs = zip(frames, queries, strict=True)
-        clips = [vars(self.model.track(*pair, **told)) for pair in pairs]
+        clips = [vars(self.model.track(*pair, **numbers)) for pair in pairs]
         return Tracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
 
     def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
@@ -223,8 +223,8 @@ class CoTrackerPredictor(_Predictor):
         tracks = self._run(frames, queries, keypoints)
         seen = self.model.facts.visible_whole
         xy, visible = tracks.xy, seen(tracks.visibility, tracks.confidence)
-        asked = points[:, None, :, 0].long()  # (B, 1, N)
-        time = torch.arange(length, device=asked.device)[:, None]
+        start = points[:, None, :, 0].long()  # (B, 1, N)
+        time = torch.arange(length, device=start.device)[:, None]
         if backward:
             mirrored = torch.cat([length - 1 - queries[..., :1], queries[..., 1:]], dim=-1)
             back = self._run(frames.flip(1), mirrored, keypoints)
@@ -232,9 +232,9 @@ class CoTrackerPredictor(_Predictor):
             xy = torch.where(before[..., None], back.xy.flip(1), xy)
             visible = torch.where(before, seen(back.visibility, back.confidence).flip(1), visible)
         xy, visible = xy[:, :, :count], visible[:, :, :count]
-        # In its own frame a point is where it was asked for.
-        xy = torch.where((time == asked)[..., None], points[:, None, :, 1:], xy)
-        visible = visible | (time == asked)
+        # In its query frame a point is where it was queried, and visible.
+        xy = torch.where((time == start)[..., None], points[:, None, :, 1:], xy)
+        visible = visible | (time == start)
         return self._rescale(xy, self.interp_shape, video.shape[-2:]), visible
 
 
@@ -260,8 +260,8 @@ class CoTrackerOnlinePredictor(_Predictor):
             )
         if not self.model.facts.sliding:
             raise ValueError('an offline network cannot track chunk by chunk; pass offline=False')
-        self.stream: Stream | None = None
-        self.count = 0  # points asked for; support points come after them
+        self.state: WindowState | None = None
+        self.count = 0  # points queried; support points come after them
         self.so_far: Tracks | None = None
 
     @property
@@ -288,7 +288,7 @@ class CoTrackerOnlinePredictor(_Predictor):
         if is_first_step:
             self._register(video_chunk, queries, grid_size, grid_query_frame, add_support_grid)
             return None, None
-        if self.stream is None:
+        if self.state is None:
             raise ValueError('no points yet: the first call must have is_first_step=True')
         overlap = self.step if self.so_far else 0
         frames = video_chunk.shape[1]
@@ -297,11 +297,11 @@ class CoTrackerOnlinePredictor(_Predictor):
                 f'a chunk of {frames} frames: it needs {overlap + 1} to {2 * self.step},'
                 f' the first {overlap} of them known from the call before'
             )
-        start = self.stream.start
+        start = self.state.start
         if self.so_far and self.so_far.xy.shape[1] < start + self.step:
             raise ValueError('the last chunk was a short one, which ends a video; begin a new one')
         frames = self._frames(video_chunk[:, overlap:])
-        estimates, self.stream = self.model.advance(self.stream, frames, ITERATIONS)
+        estimates, self.state = self.model.advance(self.state, frames, ITERATIONS)
         new = self.model.read_out(estimates[-1])
         new = Tracks(*(value[:, :, : self.count] for value in vars(new).values()))
         if self.so_far:
@@ -326,7 +326,7 @@ class CoTrackerOnlinePredictor(_Predictor):
         self.count = points.shape[1]
         if support:
             points = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
-        self.stream, self.so_far = Stream(points), None
+        self.state, self.so_far = WindowState(points), None
 
 
 def _check_video(video: Tensor) -> None:

@@ -101,7 +101,7 @@ def to_graph(module: nn.Module, arguments: tuple, **names) -> onnx.ModelProto:
         ).model_proto
     graph.strip(model)
     graph.cast_first(model)
-    graph.lean(model)
+    graph.simplify(model)
     return model
 
 

@@ -77,12 +77,13 @@ def cast_first(model: onnx.ModelProto) -> None:
         return
 
 
-def lean(model: onnx.ModelProto) -> None:
-    """Rewrite what exporters write clumsily, with the same numbers.
+def simplify(model: onnx.ModelProto) -> None:
+    """Canonicalise what the exporter writes, in place; the results stay the same.
 
-    GELU in the order of factors that ONNX Runtime fuses (0.5 x (1 + tanh) as (0.5 x) (1 + tanh)):
-    one pass over the widest tensors in place of eight. Pads by nothing, which copy whole feature
-    maps, squares by Pow, and weights transposed in every step go.
+    GELU gets the order of factors that ONNX Runtime fuses, (0.5 x) (1 + tanh) in place of 0.5 x (1
+    + tanh): one pass over the widest tensors instead of eight. Squares by Pow become products.
+    Removed are pads by nothing, which copy whole feature maps, and transpositions of weights in
+    every step.
     """
     graph = model.graph
     weights = {i.name: i for i in graph.initializer}

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros.model import build_model, cotracker  # noqa: E402
 from cotracker_ros.model.checkpoint import model_state  # noqa: E402
-from cotracker_ros.model.cotracker import Stream, interleave  # noqa: E402
+from cotracker_ros.model.cotracker import WindowState, interleave  # noqa: E402
 from cotracker_ros.model.embeddings import position_table, sincos, time_table  # noqa: E402
 from cotracker_ros.model.sampling import PyramidLayout, reader  # noqa: E402
 from cotracker_ros.model.transformer import AttentionBlock, CrossBlock  # noqa: E402
@@ -95,7 +95,7 @@ def test_tracks_are_the_published(name, iterations, golden):
 def test_calls_of_the_online_schedule_are_the_published(name, golden):
     model, frames = golden_network(name)
     window, half = model.config.window, model.config.window // 2
-    stream = Stream(torch.from_numpy(golden['queries'])[None].double())
+    stream = WindowState(torch.from_numpy(golden['queries'])[None].double())
     pieces = [frames[:window], *frames[window:].split(half)]
     so_far = None
     for call, piece in enumerate(pieces):
@@ -177,7 +177,7 @@ def test_a_window_needs_frames_that_fit_and_an_iteration():
     with pytest.raises(ValueError, match='at least 1'):
         model.track(CLIP, QUERIES, iterations=0)
     with pytest.raises(ValueError, match='13 frames and 2 iterations; at most 8'):
-        model.advance(Stream(QUERIES[None]), CLIP[None], 2)
+        model.advance(WindowState(QUERIES[None]), CLIP[None], 2)
 
 
 @pytest.mark.parametrize('name', FAMILY)

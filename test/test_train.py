@@ -227,19 +227,19 @@ def test_balanced_cross_entropy_weighs_both_classes_alike():
 
 def test_the_correction_finds_what_the_answers_were_drawn_from():
     rng = torch.Generator().manual_seed(0)
-    evidence, logits = torch.randn(40_000, 3, generator=rng), torch.randn(40_000, generator=rng)
-    drawn_from = (logits + evidence @ torch.tensor([1.0, -0.5, 0.0]) + 0.7).sigmoid()
+    features, logits = torch.randn(40_000, 3, generator=rng), torch.randn(40_000, generator=rng)
+    drawn_from = (logits + features @ torch.tensor([1.0, -0.5, 0.0]) + 0.7).sigmoid()
     target = torch.rand(40_000, generator=rng) < drawn_from
-    weight, constant = correction(evidence, logits, target)
+    weight, constant = correction(features, logits, target)
     assert torch.allclose(weight, torch.tensor([1.0, -0.5, 0.0]), atol=0.05)
     assert constant.item() == pytest.approx(0.7, abs=0.05)
-    shown = (logits + evidence @ weight + constant).sigmoid()
+    shown = (logits + features @ weight + constant).sigmoid()
     assert shown.mean().item() == pytest.approx(target.float().mean().item(), abs=1e-4)
 
 
-def test_the_correction_stays_finite_where_the_evidence_tells_all():
-    evidence = torch.tensor([[-1.0], [1.0]])
-    weight, constant = correction(evidence, torch.zeros(2), torch.tensor([False, True]))
+def test_the_correction_stays_finite_where_the_features_tells_all():
+    features = torch.tensor([[-1.0], [1.0]])
+    weight, constant = correction(features, torch.zeros(2), torch.tensor([False, True]))
     assert 1 < weight.item() < 20 and abs(constant.item()) < 0.1
 
 

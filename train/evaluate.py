@@ -117,16 +117,16 @@ def comparison(clip: Clip, tracked: Mapping[str, tuple], t: int) -> list[np.ndar
     truly visible, in frame t or the annotated frame before it; before its query a point is not
     shown.
     """
-    asked, shown = clip.queries[:, 0].astype(int), []
-    ids, times = np.arange(len(asked)), np.arange(t + 1)[:, None]
-    seen = clip.visible[: t + 1] & (asked < times)
-    told = int(np.flatnonzero(seen.any(1))[-1]) if seen.any() else t
-    points = seen[told]
+    start, shown = clip.queries[:, 0].astype(int), []
+    ids, times = np.arange(len(start)), np.arange(t + 1)[:, None]
+    seen = clip.visible[: t + 1] & (start < times)
+    last = int(np.flatnonzero(seen.any(1))[-1]) if seen.any() else t
+    points = seen[last]
     for name, (xy, visible) in tracked.items():
-        past = np.where((times < asked)[..., None], np.nan, xy[: t + 1])
+        past = np.where((times < start)[..., None], np.nan, xy[: t + 1])
         tracks = draw_tracks(clip.video[t], past, visible[: t + 1], ids)
-        errors = draw_errors(clip.video[told], xy[told, points], clip.tracks[told, points])
-        shown += [titled(tracks, name), titled(errors, f'{name}, error in frame {told}')]
+        errors = draw_errors(clip.video[last], xy[last, points], clip.tracks[last, points])
+        shown += [titled(tracks, name), titled(errors, f'{name}, error in frame {last}')]
     return shown
 
 

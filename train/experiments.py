@@ -86,8 +86,8 @@ def support(args: argparse.Namespace) -> dict:
 def latency(args: argparse.Namespace) -> dict:
     """Accuracy against refinement iterations, the time they take, and how late a result is.
 
-    A sliding network of window S: per frame (0 frames late, the streaming step), as first told
-    (S / 2 - 1 at most) and final (S - 1 at most). The real-time model is never late.
+    A sliding network of window S: per frame (0 frames late, the streaming step), first estimate
+    (S / 2 - 1 at most) and final estimate (S - 1 at most). The real-time model is never late.
     """
     from cotracker_ros.model import load_checkpoint
 

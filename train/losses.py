@@ -34,9 +34,11 @@ class LossConfig:
     gamma: float = 0.8  # weight of an iteration against the next one
     occluded: float = 0.2  # weight of a point's position where it is not visible
     huber: float = 1.0  # px; ours: at 6, as published, the last pixel is learned slowly
-    reach: float = 96.0  # px; a point that starts further off than any window sees teaches nothing
+    search_radius: float = 96.0  # px; points whose search starts further off are left out
     confident: float = 12.0  # px; confidence's target is to be within
-    near: float = 1.5  # px of the model; the confidence that is shown means to be within
+    near: float = (
+        1.5  # px of the model; the confidence that is shown is the probability to be within
+    )
     visibility: float = 2.0
     confidence: float = 1.0
     # Of keypoints of bodies, see docs/pose.md; 0 leaves them out.
@@ -64,7 +66,7 @@ def tracking_loss(
     px, where the search began; keypoint, instance (G, N), as in `Clips`, for losses of bodies.
     """
     weight = torch.where(visible, 1.0, config.occluded) * counted
-    weight = weight * ((start - tracks).norm(dim=-1) < config.reach)
+    weight = weight * ((start - tracks).norm(dim=-1) < config.search_radius)
     zero = tracks.new_zeros(())
     losses = {'track': zero, 'visibility': zero, 'confidence': zero}
     for k, estimate in enumerate(estimates):

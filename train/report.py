@@ -75,7 +75,7 @@ MEASURES = {
     'badja_segment': 'within 0.2 sqrt(area)',
     'badja_3px': 'within 3 px',
     'redetection_recovered': 'recovered',
-    'redetection_reported': 'recovered and said to be visible',
+    'redetection_reported': 'recovered and visible by the tracker',
 }
 NO_PUBLISHED_WEIGHTS = (
     'Published weights of CoTracker 1 to 3 may not be shipped and were not at hand: the figures '
@@ -85,14 +85,14 @@ NO_PUBLISHED_WEIGHTS = (
 NOTES = {
     'latency': 'The real-time model answers in the frame itself whatever its iterations, so its '
     'only trade is time (ms of PyTorch here; the exported file is faster). A sliding network can '
-    'also be asked per frame, as first told (half a window late) or in its last word (a window '
-    'late).',
-    'window': 'Trained with its full window; a shorter one is the same weights remembering less.',
+    'be read frame by frame, at the first estimate of a frame (half a window late) or at its last '
+    '(a window late).',
+    'window': 'Trained with its full window; a shorter one is the same weights, remembering less.',
     'occlusion': 'Published, another set and measure: position accuracy on Dynamic Replica '
     '(arXiv 2410.11831).',
-    'pictures': 'Tails are coloured by point; a hollow ring is a point said to be hidden. In the '
-    'last column a disc is the track and a ring the true place, green where they agree and red '
-    'from 8 px (of 256) on.',
+    'pictures': 'Tails are coloured by point; a hollow ring is a point that the tracker calls '
+    'hidden. In the last column a disc is the track and a ring the true place, green where they '
+    'agree and red from 8 px (of 256) on.',
 }
 
 

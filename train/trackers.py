@@ -224,11 +224,11 @@ def _first_estimates(model, video, queries, iterations: int):
     """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
     import torch
 
-    from cotracker_ros.model.cotracker import Estimate, Stream, Tracks
+    from cotracker_ros.model.cotracker import Estimate, Tracks, WindowState
     from train.objectives.windowed import pieces
 
     window, half = model.config.window, model.config.window // 2
-    state, kept = Stream(queries[None]), []
+    state, kept = WindowState(queries[None]), []
     for piece in pieces(video[None], window, sliding=True):
         estimates, state = model.advance(state, piece, iterations)
         kept.append(estimates[-1].over(slice(half if kept else 0, None)))

@@ -100,8 +100,8 @@ class Run:
                     model.origin = begun.origin
             if c.encoder_weights:
                 origin = begin_encoder(model.encoder, c.encoder_weights)
-                told = f'encoder: {origin.provenance}'
-                model.origin = model.origin.trained_on(origin.licence, told)
+                provenance = f'encoder: {origin.provenance}'
+                model.origin = model.origin.trained_on(origin.licence, provenance)
         except TypeError as error:
             raise ValueError(f'shape {shape} is not of {c.network}: {error}') from error
         except (OSError, KeyError, RuntimeError) as error:
@@ -167,8 +167,9 @@ class Run:
         c, weights = self.config, self.objective.published(self.average.module)
         whole = weights is self.average.module
         path = self.folder / f'{c.network if whole else "encoder"}.safetensors'
-        told = f'{self.source.name}; {self.step} steps, seed {c.seed}'
-        metadata = checkpoint_metadata(self.model, self.model.origin.trained_on(c.licence, told))
+        provenance = f'{self.source.name}; {self.step} steps, seed {c.seed}'
+        origin = self.model.origin.trained_on(c.licence, provenance)
+        metadata = checkpoint_metadata(self.model, origin)
         if not whole:
             metadata['model'] = f'encoder of {metadata["model"]}'
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ class Engine(ABC):
 
 
 class StateBuffer(NamedTuple):
-    """Where a state tensor is read and written in one turn, by the runtime's own kind of buffer.
+    """Where a state tensor is read and written in one phase, by the runtime's own kind of buffer.
 
     Of a ring, both are one buffer, of which the step writes the row `row`; else `row` is None.
     """
@@ -127,8 +127,10 @@ class StateBuffer(NamedTuple):
 class GraphEngine(Engine):
     """An engine of a graph that takes `state.<name>` and gives `next.<name>`.
 
-    Keeps two sets of state buffers, read and written in turn, and of rings one. What a runtime
-    binds can be prepared for each of `turns`; then all comes round again.
+    Keeps two sets of state buffers, of which each step reads one and writes the other, and one
+    buffer of each ring, into which each step writes the next row. After `binding_period` steps the
+    same buffers and rows are in use again, so what a runtime binds can be prepared once for each
+    phase of that period.
     """
 
     def _hold_state(self, found: spec.Interface, allocate: Callable[[str], Any]) -> None:
@@ -138,36 +140,38 @@ class GraphEngine(Engine):
         first = {name: allocate(name) for name in found.rings}
         second = {n: first[n] if ring else allocate(n) for n, ring in found.rings.items()}
         self._buffers = (first, second)
-        self.turns = turns(found.rings.values())
-        self._turn = 0
+        self.binding_period = binding_period(found.rings.values())
+        self._phase = 0
 
-    def _state(self, turn: int) -> Iterator[StateBuffer]:
-        """All state tensors in a turn."""
-        state, following = self._buffers[turn % 2], self._buffers[1 - turn % 2]
+    def _state(self, phase: int) -> Iterator[StateBuffer]:
+        """All state tensors in a phase."""
+        state, following = self._buffers[phase % 2], self._buffers[1 - phase % 2]
         for name, ring in self._rings.items():
-            row = turn % ring if ring else None
+            row = phase % ring if ring else None
             yield StateBuffer(name, state[name], following[name], row)
 
     def _step(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self._run(self._turn, inputs)
-        self._turn = (self._turn + 1) % self.turns
+        outputs = self._run(self._phase, inputs)
+        self._phase = (self._phase + 1) % self.binding_period
         return outputs
 
     def reset(self) -> None:
-        """Forget all frames and points: what the first turn reads becomes zeros."""
-        self._turn = 0
+        """Forget all frames and points: what the first phase reads becomes zeros."""
+        self._phase = 0
         for name, buffer in self._buffers[0].items():
             self._clear(name, buffer)
 
     @abstractmethod
-    def _run(self, turn: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph on these inputs and the state of this turn."""
+    def _run(self, phase: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph on these inputs and the state of this phase."""
 
     @abstractmethod
     def _clear(self, name: str, buffer: Any) -> None:
         """Fill a state buffer with zeros."""
 
 
-def turns(lengths: Iterable[int]) -> int:
-    """Least common multiple of the two buffers in turn and of rings of these lengths."""
+def binding_period(lengths: Iterable[int]) -> int:
+    """Steps after which buffers and rows repeat, for rings of these lengths (0: no ring): the
+    least common multiple of the lengths and of 2, for the two sets of buffers.
+    """
     return math.lcm(2, *(length for length in lengths if length))

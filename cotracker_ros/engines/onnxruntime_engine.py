@@ -21,7 +21,7 @@ TYPES = {
 
 
 class OnnxRuntimeEngine(base.GraphEngine):
-    """Keeps the state in buffers on the device, bound once for every turn."""
+    """Keeps the state in buffers on the device, bound once for every phase."""
 
     name = 'onnxruntime'
 
@@ -53,14 +53,14 @@ class OnnxRuntimeEngine(base.GraphEngine):
         self._hold_state(
             found, lambda n: ort.OrtValue.ortvalue_from_numpy(self._zeros[n].copy(), self._memory)
         )
-        self._bindings = [self._bind(t) for t in range(self.turns)]
+        self._bindings = [self._bind(t) for t in range(self.binding_period)]
 
-    def _bind(self, turn: int):
+    def _bind(self, phase: int):
         """A binding that reads one set of buffers and writes the other, and one row of rings."""
         binding = self._session.io_binding()
         for name in spec.OUTPUT_NAMES:  # first: get_outputs keeps the order of binding
             binding.bind_output(name, 'cpu')
-        for name, state, following, row in self._state(turn):
+        for name, state, following, row in self._state(phase):
             binding.bind_ortvalue_input(spec.STATE + name, state)
             if row is None:
                 binding.bind_ortvalue_output(spec.NEXT + name, following)
@@ -76,8 +76,8 @@ class OnnxRuntimeEngine(base.GraphEngine):
             )
         return binding
 
-    def _run(self, turn: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        binding = self._bindings[turn]
+    def _run(self, phase: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        binding = self._bindings[phase]
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         try:

@@ -62,23 +62,23 @@ class OpenVinoEngine(base.GraphEngine):
         self._request = compiled.create_infer_request()
         types = {i.any_name: i.element_type.to_dtype() for i in model.inputs}
         self._hold_state(found, lambda n: np.zeros(found.shapes[n], types[spec.STATE + n]))
-        self._tensors = [self._bind(t) for t in range(self.turns)]
+        self._tensors = [self._bind(t) for t in range(self.binding_period)]
 
-    def _bind(self, turn: int) -> dict:
-        """Tensors by name for one turn: one set of buffers in, the other out; one row of rings."""
+    def _bind(self, phase: int) -> dict:
+        """Tensors by name for a phase: one set of buffers in, the other out; one row of rings."""
         tensors = {}
-        for name, state, following, row in self._state(turn):
+        for name, state, following, row in self._state(phase):
             written = following if row is None else following[row : row + 1]
             tensors[spec.STATE + name] = self._ov.Tensor(state, shared_memory=True)
             tensors[spec.NEXT + name] = self._ov.Tensor(written, shared_memory=True)
         return tensors
 
-    def _run(self, turn: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, phase: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         request = self._request
         try:
             for name, value in inputs.items():
                 request.set_tensor(name, self._ov.Tensor(value, shared_memory=True))
-            for name, tensor in self._tensors[turn].items():
+            for name, tensor in self._tensors[phase].items():
                 request.set_tensor(name, tensor)
             request.infer()
         except Exception as error:

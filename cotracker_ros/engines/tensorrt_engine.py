@@ -32,7 +32,7 @@ def start(path: Path, found: sidecar.Sidecar, cameras: int, slots: int) -> 'Tens
 
 
 class TensorRtEngine(base.GraphEngine):
-    """State buffers on the device, and a CUDA graph for each turn.
+    """State buffers on the device, and a CUDA graph for each phase.
 
     `library` is the module of TensorRT and `cuda` a Cuda: tests hand in stand-ins for both.
     """
@@ -77,7 +77,7 @@ class TensorRtEngine(base.GraphEngine):
         self._device = {n: cuda.allocate(array.nbytes) for n, array in self._host.items()}
         for name, address in self._device.items():
             self._context.set_tensor_address(name, address)
-        self._graphs: list = [None] * self.turns
+        self._graphs: list = [None] * self.binding_period
 
     def _graph(self, library) -> spec.Graph:
         """Inputs and outputs of the engine, -1 for open dimensions."""
@@ -98,11 +98,11 @@ class TensorRtEngine(base.GraphEngine):
             if not self._context.set_input_shape(name, shape):
                 raise EngineError(f'{path}: refuses the shape {shape} of {name}')
 
-    def _enqueue(self, turn: int) -> None:
+    def _enqueue(self, phase: int) -> None:
         """Put one step on the stream: inputs up, the network, outputs down."""
         for name in self._carried:
             self._cuda.upload(self._device[name], self._host[name])
-        for name, state, following, row in self._state(turn):
+        for name, state, following, row in self._state(phase):
             self._context.set_tensor_address(spec.STATE + name, state)
             self._context.set_tensor_address(
                 spec.NEXT + name, following + (row or 0) * self._row_size[name]
@@ -112,18 +112,18 @@ class TensorRtEngine(base.GraphEngine):
         for name in spec.OUTPUT_NAMES:
             self._cuda.download(self._host[name], self._device[name])
 
-    def _run(self, turn: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, phase: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, value in inputs.items():
             np.copyto(self._host[name], value)
-        if self._graphs[turn] is not None:
-            self._cuda.launch(self._graphs[turn])
+        if self._graphs[phase] is not None:
+            self._cuda.launch(self._graphs[phase])
         else:
-            self._enqueue(turn)
+            self._enqueue(phase)
         self._cuda.synchronize()
         return {n: self._host[n].copy() for n in spec.OUTPUT_NAMES}
 
     def warm_up(self) -> None:
-        """Run twice, which lets TensorRT allocate, then record every turn as a CUDA graph."""
+        """Run twice, which lets TensorRT allocate, then record every phase as a CUDA graph."""
         super().warm_up()
         super().warm_up()
         try:

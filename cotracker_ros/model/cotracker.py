@@ -64,8 +64,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """What one window hands to the next; of constant size."""
+class WindowState:
+    """What is kept from one window for the next; of constant size."""
 
     queries: Tensor  # (B, N, 3): frame of the video, x, y in pixels
     start: int = 0  # first frame of the next window
@@ -249,9 +249,9 @@ class CoTracker(nn.Module):
         pieces = [video[:, :first]]
         if frames > first:
             pieces += video[:, first:].split(first // 2, dim=1)
-        stream, results = Stream(queries.to(self.weight), keypoint=keypoints), []
+        state, results = WindowState(queries.to(self.weight), keypoint=keypoints), []
         for piece in pieces:
-            estimates, stream = self.advance(stream, piece, iterations)
+            estimates, state = self.advance(state, piece, iterations)
             # A window overwrites the frames it shares with the one before.
             results = [*results[:-1], *(r.over(slice(first // 2)) for r in results[-1:])]
             results.append(replace(estimates[-1], feature=None))  # of a long video: too many
@@ -279,27 +279,27 @@ class CoTracker(nn.Module):
         return self.layout.flatten(features)
 
     def advance(
-        self, stream: Stream, frames: Tensor, iterations: int
-    ) -> tuple[list[Estimate], Stream]:
-        """Refine the next window; give the estimate after each iteration, and the new stream.
+        self, state: WindowState, frames: Tensor, iterations: int
+    ) -> tuple[list[Estimate], WindowState]:
+        """Refine the next window; give the estimate after each iteration, and the new state.
 
         `frames` (B, F, 3, H, W) are those not given before: S in the first call, S / 2 in later
         ones, fewer only in the last (a network that does not slide takes all frames at once).
-        Estimates cover the frames from `stream.start` to the newest.
+        Estimates cover the frames from `state.start` to the newest.
         """
         window = self.config.window if self.config.sliding else frames.shape[1]
         rows = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        rows = rows if stream.rows is None else torch.cat([stream.rows, rows], dim=1)
+        rows = rows if state.rows is None else torch.cat([state.rows, rows], dim=1)
         real = rows.shape[1]
         if real > window or iterations < 1:
             raise ValueError(
                 f'{real} frames and {iterations} iterations; at most {window} and at least 1'
             )
 
-        queried = stream.queries[..., 0] - stream.start  # frame of the window, (B, N)
+        queried = state.queries[..., 0] - state.start  # frame of the window, (B, N)
         joined = queried < window
-        start, template = self._begin(stream, rows, window, queried, joined)
-        known = self._known(start.logits[..., 0], queried, joined, stream.start > 0, real)
+        start, template = self._begin(state, rows, window, queried, joined)
+        known = self._known(start.logits[..., 0], queried, joined, state.start > 0, real)
         time = time_table(window, self.config.window, self.update.token_size).to(rows)
         shown = joined if self.config.hide_unstarted else None
 
@@ -311,7 +311,7 @@ class CoTracker(nn.Module):
             estimate = replace(estimate, xy=estimate.xy.detach())
             corr = self._compare(read, estimate, template)
             tokens = self.update.tokens(estimate, start, known, corr) + time
-            tokens = self.named(tokens, stream.keypoint)
+            tokens = self.named(tokens, state.keypoint)
             estimate = self.update.apply_delta(estimate, self.transformer(tokens, shown))
             estimates.append(estimate.over(slice(real)))
         if self.config.drop_unstarted:
@@ -323,7 +323,7 @@ class CoTracker(nn.Module):
         half = window // 2
         last = estimates[-1].over(slice(half, None))
         following = replace(
-            stream, start=stream.start + half, rows=rows[:, half:], template=template, last=last
+            state, start=state.start + half, rows=rows[:, half:], template=template, last=last
         )
         return estimates, following
 
@@ -350,11 +350,11 @@ class CoTracker(nn.Module):
         return self.layout.patches(read, xy, self.config.radius)
 
     def _begin(
-        self, stream: Stream, rows: Tensor, window: int, queried: Tensor, joined: Tensor
+        self, state: WindowState, rows: Tensor, window: int, queried: Tensor, joined: Tensor
     ) -> tuple[Estimate, Tensor]:
         """Give the estimate that a window starts from, and the templates of its points."""
         real = rows.shape[1]
-        xy = stream.queries[..., 1:].to(rows.dtype) / self.config.stride
+        xy = state.queries[..., 1:].to(rows.dtype) / self.config.stride
         clips = torch.arange(len(rows), device=rows.device)[:, None]
         read = reader(rows.flatten(0, 1), clips * real + queried.clamp(0, real - 1).long())
         # Zeros beyond the border are for correlation: a template is always of the image.
@@ -365,13 +365,13 @@ class CoTracker(nn.Module):
 
         xy = xy[:, :, None].expand(-1, -1, window, -1)
         logits = xy.new_full((*xy.shape[:3], self.update.logits), self.config.start_logit)
-        if stream.last is None:
+        if state.last is None:
             template = where_points(joined, template, 0)
         else:
             carried = queried < window // 2
-            template = where_points(joined & ~carried, template, stream.template)
-            xy = where_points(carried, prolong(stream.last.xy, window), xy)
-            logits = where_points(carried, prolong(stream.last.logits, window), logits)
+            template = where_points(joined & ~carried, template, state.template)
+            xy = where_points(carried, prolong(state.last.xy, window), xy)
+            logits = where_points(carried, prolong(state.last.logits, window), logits)
         return self.update.begin(xy, logits, template), template
 
     def _known(

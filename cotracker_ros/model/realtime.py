@@ -611,7 +611,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         def shown(logit: Tensor, k: int) -> Tensor:
             return torch.where(live, probability(logit + shift[..., k]), 0.0)
 
-        seen, sure = shown(visibility, 0), shown(confidence, 1)
+        shown_visibility, shown_confidence = shown(visibility, 0), shown(confidence, 1)
         visibility, confidence = probability(visibility), probability(confidence)
         renewed = self.update_template(points.recent, now, visibility, confidence)
         keep = aligned.held & (visibility > 0.5) | back | new
@@ -629,8 +629,9 @@ class RealtimeTracker(HalfPrecisionEncoder):
             recent_patch=torch.where(keep[..., None, None], patch, points.recent_patch),
         )
         return Advanced(
-            seen, sure, following, refined.past, calibration, redetection, network, aligned.best
-        )
+            shown_visibility, shown_confidence, following, refined.past, calibration, redetection,
+            network, aligned.best,
+        )  # fmt: skip
 
     @torch.no_grad()
     def track(

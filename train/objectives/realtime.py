@@ -265,9 +265,9 @@ def realtime_losses(
     seeds: list[int],
     step: int,
 ) -> dict[str, Tensor]:
-    """The losses of a batch and measures of the result. One seed a clip for its leads; the step
-    chooses the fresh frames, the same in all processes. `encoder` is the model's, or its folded
-    copy where it does not learn.
+    """The losses of a batch and measures of the result. seeds: one for each clip, for its teacher
+    forcing. step: seeds the choice of the frames that the encoder learns from, which is the same
+    in all processes. encoder: the model's, or its folded copy where it does not learn.
     """
     with torch.no_grad():
         features = encode(encoder, clips.video, model.config.image_scale)
@@ -291,33 +291,34 @@ def realtime_losses(
     return losses
 
 
-def correction(evidence: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D,) and constant () whose linear function of the evidence (S, D), added to the
-    logits (S,), makes the target (S,) most likely: logistic regression, with a weak prior for no
-    correction, so that it exists where a few samples could be told apart without error.
+def correction(features: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (D,) and constant () of a linear function of the features (S, D) which, added to the
+    logits (S,), makes the target (S,) bool most likely: logistic regression. A weak Gaussian prior
+    keeps the weights finite where few samples are separable.
     """
-    weight = torch.zeros_like(evidence[0], requires_grad=True)
+    weight = torch.zeros_like(features[0], requires_grad=True)
     constant = torch.zeros_like(logits[0], requires_grad=True)
     search = torch.optim.LBFGS([weight, constant], max_iter=200, line_search_fn='strong_wolfe')
 
-    def unlikeliness() -> Tensor:
+    def closure() -> Tensor:
         search.zero_grad()
-        shown = logits + evidence @ weight + constant
+        shown = logits + features @ weight + constant
         loss = F.binary_cross_entropy_with_logits(shown, target.to(shown.dtype))
         loss = loss + PRIOR * weight.square().sum()
         loss.backward()
         return loss
 
-    search.step(unlikeliness)
+    search.step(closure)
     return weight.detach(), constant.detach()
 
 
 def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig) -> None:
-    """Make the probabilities that the tracker shows those of the data.
+    """Fit the calibration of the probabilities that the tracker shows, and redetection.
 
-    The balanced losses teach visibility and confidence as if both answers were equally frequent,
-    and the tracker follows its points with what they taught. Here a correction of what it shows
-    is fitted on fresh clips, tracked as on a stream; and so is when a lost point is back.
+    The balanced losses train visibility and confidence as if both classes were equally frequent,
+    and the tracker's own state goes on using these values. Here a correction of what is shown is
+    fitted to the true frequencies on fresh clips, tracked as on a stream; and so is the
+    probability that a lost point is back.
     """
     iterations = model.config.iterations
     # Never redetected while it is fitted: the samples are of points that stay lost.
@@ -341,13 +342,13 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
             record.redetection_features,
             back,
         )
-        told = (record.age > 0) & clips.known
-        samples.append(tuple(column[told] for column in columns))
-    evidence, visibility, confidence, seen, near, clues, back = map(
+        counted = (record.age > 0) & clips.known
+        samples.append(tuple(column[counted] for column in columns))
+    calibration, visibility, confidence, seen, near, redetection, back = map(
         torch.cat, zip(*samples, strict=True)
     )
     weight, constant = model.calibration.weight.data, model.calibration.bias.data
-    weight[0], constant[0] = correction(evidence, visibility, seen)
-    weight[1], constant[1] = correction(evidence[seen], confidence[seen], near[seen])
+    weight[0], constant[0] = correction(calibration, visibility, seen)
+    weight[1], constant[1] = correction(calibration[seen], confidence[seen], near[seen])
     weight, constant = model.redetection.weight.data, model.redetection.bias.data
-    weight[0], constant[0] = correction(clues, torch.zeros_like(visibility), back)
+    weight[0], constant[0] = correction(redetection, torch.zeros_like(visibility), back)

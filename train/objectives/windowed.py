@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cotracker_ros.model.cotracker import CoTracker, Stream
+from cotracker_ros.model.cotracker import CoTracker, WindowState
 from train.data.batch import Clips
 from train.losses import LossConfig, tracking_loss
 from train.objectives.base import Objective
@@ -42,15 +42,17 @@ def window_losses(
 ) -> dict[str, Tensor]:
     """The losses of a batch and measures of the result, averaged over windows."""
     video = clips.video.movedim(-1, 2)
-    asked = clips.tracks.gather(1, clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2))[:, 0]
-    queries = torch.cat([clips.query_frame[..., None].to(asked.dtype), asked], -1)
-    stream, windows = Stream(queries, keypoint=clips.keypoint), []
+    query_xy = clips.tracks.gather(1, clips.query_frame[:, None, :, None].expand(-1, 1, -1, 2))[
+        :, 0
+    ]
+    queries = torch.cat([clips.query_frame[..., None].to(query_xy.dtype), query_xy], -1)
+    state, windows = WindowState(queries, keypoint=clips.keypoint), []
     for piece in pieces(video, model.config.window, model.config.sliding):
-        start, (estimates, stream) = stream.start, model.advance(stream, piece, iterations)
+        start, (estimates, state) = state.start, model.advance(state, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
         counted = (clips.query_frame[:, None] < frames[:, None]) & clips.known[:, frames]
         truth = clips.tracks[:, frames]
-        told = [
+        predicted = [
             WindowEstimate(
                 e.xy.transpose(1, 2) * model.config.stride,
                 e.logits[..., 0].transpose(1, 2),
@@ -59,7 +61,7 @@ def window_losses(
             for e in estimates
         ]
         seen, body = clips.visible[:, frames], (clips.keypoint, clips.instance)
-        windows.append(tracking_loss(told, truth, seen, counted, truth, loss, *body))
+        windows.append(tracking_loss(predicted, truth, seen, counted, truth, loss, *body))
     return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}
 
 
