@@ -210,12 +210,8 @@ def test_rings():
             spec.ring_length('m.onnx', 'a', [8, 4], following)
     with pytest.raises(EngineError, match='not the same rank'):
         spec.ring_length('m.onnx', 'a', [8, 4], [4])
-    assert [base.binding_period(lengths) for lengths in ([], [0, 0], [0, 3], [8, 6])] == [
-        2,
-        2,
-        6,
-        24,
-    ]
+    lengths = ([], [0, 0], [0, 3], [8, 6])
+    assert [base.binding_period(n) for n in lengths] == [2, 2, 6, 24]
 
 
 def test_auto_follows_its_order_and_says_why(path, monkeypatch):

@@ -36,9 +36,7 @@ class LossConfig:
     huber: float = 1.0  # px; ours: at 6, as published, the last pixel is learned slowly
     search_radius: float = 96.0  # px; points whose search starts further off are left out
     confident: float = 12.0  # px; confidence's target is to be within
-    near: float = (
-        1.5  # px of the model; the confidence that is shown is the probability to be within
-    )
+    near: float = 1.5  # px; the confidence that is shown is the probability to be within
     visibility: float = 2.0
     confidence: float = 1.0
     # Of keypoints of bodies, see docs/pose.md; 0 leaves them out.
