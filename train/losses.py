@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cotracker_ros.model.realtime import sample_cells
+from cotracker_ros.model.sampling import sample_cells
 from cotracker_ros.skeleton import KEYPOINTS, LIMBS
 
 

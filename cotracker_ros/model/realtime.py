@@ -30,6 +30,7 @@ from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder
+from cotracker_ros.model.sampling import last_cell, sample_cells
 from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
 from cotracker_ros.visible import VisibleRule
 
@@ -154,19 +155,6 @@ class Masks(NamedTuple):
         seen = (lag >= 0) & (lag < window)
         begun = (lag <= age.transpose(1, 2)[..., None]) | (lag == 0)
         return cls(seen & begun, live[:, :, None], lag)
-
-
-def last_cell(level: Tensor) -> Tensor:
-    """x, y of the last cell of a map (..., h, w), at least 1: a map of one cell has no extent."""
-    size = [max(level.shape[-1] - 1, 1), max(level.shape[-2] - 1, 1)]
-    return torch.tensor(size, dtype=level.dtype, device=level.device)
-
-
-def sample_cells(features: Tensor, xy: Tensor) -> Tensor:
-    """Features (B, C, h, w) at xy (B, N, 2) in cells, the border continued: (B, N, C)."""
-    grid = (xy / last_cell(features) * 2 - 1)[:, :, None]
-    sampled = F.grid_sample(features, grid, padding_mode='border', align_corners=True)
-    return sampled[..., 0].transpose(1, 2)
 
 
 class Refiner(nn.Module):

@@ -97,7 +97,8 @@ class RealtimeStep(Step):
 
     def describe_past(self, state: dict[str, Tensor], xy: Tensor, age: Tensor) -> Tensor:
         """Templates (B, M, levels, C) at xy (B, M, 2) px in the frame `age` (B, M) frames ago,
-        bilinear, from the ring of features.
+        bilinear, from the ring of features. Four rows are gathered for each point: to read maps,
+        as `sample_cells` does, the ring would have to be copied.
         """
         cameras = xy.shape[0]
         camera = torch.arange(cameras, device=xy.device)[:, None]

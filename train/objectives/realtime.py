@@ -265,9 +265,9 @@ def realtime_losses(
     seeds: list[int],
     step: int,
 ) -> dict[str, Tensor]:
-    """The losses of a batch and measures of the result. seeds: one for each clip, for its teacher
-    forcing. step: seeds the choice of the frames that the encoder learns from, which is the same
-    in all processes. encoder: the model's, or its folded copy where it does not learn.
+    """The losses of a batch and measures of the result. One seed a clip for its leads; the step
+    chooses the fresh frames, the same in all processes. `encoder` is the model's, or its folded
+    copy where it does not learn.
     """
     with torch.no_grad():
         features = encode(encoder, clips.video, model.config.image_scale)
