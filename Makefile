@@ -26,7 +26,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV
 RUNTIME := .venv-$(notdir $(PYTHON))-$(ROS)
 BENCH ?=
 
-.PHONY: help demo dev test test-runtime soak bench-node check-trt weights paper picture docs lint clean
+.PHONY: help demo dev test test-runtime soak bench-node check-trt weights paper pose picture docs lint clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -62,6 +62,9 @@ weights: $(VENV)/stamp-dev  ## The shipped weights, stage by stage (config/weigh
 
 paper: $(VENV)/stamp-dev  ## Tables and figures of accuracy and speed into docs/results
 	$(BIN)/python train/experiments.py --badja ../shared/davis --held-out runs/held_out.npz
+
+pose: $(VENV)/stamp-dev  ## Ablations of pose tracking and their page into docs/results/pose
+	nice $(BIN)/python train/pose_study.py
 
 picture: $(VENV)/stamp-dev  ## The moving picture of the README
 	$(BIN)/python docs/make_picture.py

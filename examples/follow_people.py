@@ -73,7 +73,10 @@ def follow(video, detector: Detector, follower: Follower, rate: float):
         stamp = number / video.fps
         if stamp >= due - 1e-6:
             due += 1 / rate
-            follower.correct(detector.find(frame), stamp)
+            try:
+                follower.correct(detector.find(frame), stamp)
+            except ValueError as error:  # more people than there is room for
+                print(f'frame {number}: {error}', file=sys.stderr)
         yield drawn(frame, follower.track(frame, stamp))
 
 

@@ -35,6 +35,9 @@ class TrainConfig:
     kubric: str = ''  # folder of the source kubric
     labels: str = ''  # folder or URL of the source pseudo_labels
     posetrack: str = ''  # folder of the source posetrack
+    # Which clips' points have numbers where the network has an embedding of keypoints: those of
+    # pose clips, or all: points of other clips then have numbers by their place, of nobody.
+    embedding: str = 'pose'
     licence: str = 'Apache-2.0'  # of weights trained on these data, as far as the data allow
     textures: str = ''  # folder of photographs that scenes are textured with
     videos: str = ''  # folder of free videos that the source photo takes cut-outs from

@@ -33,6 +33,7 @@ from examples.follow_people import Detector
 from export.reporting import markdown
 
 RATES = (1.0, 2.0, 5.0, 10.0)  # answers a second
+PEOPLE = 3  # for whom there is room
 SURE = 0.5  # score from which the detector is believed
 
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -70,7 +71,7 @@ def lucas_kanade(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> n
 
 def tracked(model: str, fps: float, threads: int) -> Method:
     """Our tracker, which each answer corrects."""
-    tracker = StreamingTracker(model, 17, threads=threads)
+    tracker = StreamingTracker(model, 17 * PEOPLE, threads=threads)
 
     def run(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
         tracker.reset()
@@ -79,8 +80,9 @@ def tracked(model: str, fps: float, threads: int) -> Method:
         for t, frame in enumerate(video):
             if given[t] and np.isfinite(answers[t]).all():
                 follower.correct(answers[t][None], t / fps)
-            for pose in follower.track(frame, t / fps):
-                places[t] = pose.xy
+            poses = follower.track(frame, t / fps)
+            if poses:  # whom the detector found last, where it goes from one person to another
+                places[t] = max(poses, key=lambda pose: pose.found).xy
         return places
 
     return run
@@ -93,8 +95,8 @@ def score(places: np.ndarray, answers: np.ndarray, given: np.ndarray) -> dict[st
     Counted are keypoints of which the last answer was sure and that the detector is sure of.
     """
     xy = known(answers)
-    with np.errstate(all='ignore'):
-        size = np.nanmax(np.nanmax(xy, 1) - np.nanmin(xy, 1), -1)
+    low, high = (np.where(np.isfinite(xy), xy, fill) for fill in (np.inf, -np.inf))
+    size = (high.max(1) - low.min(1)).max(-1)  # -inf where nobody was found
     counted = ~given[:, None] & np.isfinite(xy).all(-1)
     counted &= np.isfinite(hold(places, answers, given)).all(-1) & (size > 0)[:, None]
     error = np.linalg.norm(places - xy, axis=-1) / size[:, None]

@@ -107,6 +107,7 @@ def consistency_losses(
     """The losses of bodies that the config gives a weight, summed over iterations; shapes as in
     `tracking_loss`.
     """
+    keypoint = torch.where(instance >= 0, keypoint, -1)  # numbers of nobody are no keypoints
     body = keypoint, instance
     named = counted & (keypoint >= 0)[:, None]
     terms = {

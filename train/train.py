@@ -32,6 +32,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cotracker_ros import skeleton
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.checkpoint import (
     checkpoint_metadata,
@@ -40,6 +41,7 @@ from cotracker_ros.model.checkpoint import (
     read_state,
 )
 from cotracker_ros.model.config import Origin
+from cotracker_ros.model.registry import shape_of
 from cotracker_ros.visualise import contact_sheet, draw_tracks
 from train.config import IMAGENET, TrainConfig, read_config
 from train.data.batch import Clips
@@ -49,6 +51,8 @@ from train.data.mixture import Source
 from train.data.sources import mixture
 from train.metrics import mean_scores, tapvid
 from train.objectives import OBJECTIVES, Objective
+
+KEYPOINTS = 'keypoints.table'  # end of the name of the embedding in a state dict
 
 
 class Run:
@@ -66,6 +70,11 @@ class Run:
         # Where workers make the batches, they render on the CPU.
         self.render_on = 'cpu' if config.workers else device
         self.model = self.network()
+        count = getattr(self.model.config, 'keypoints', 0)
+        if 0 < count < len(skeleton.KEYPOINTS):
+            raise ValueError(
+                f'an embedding of {count} keypoints, but a body has {len(skeleton.KEYPOINTS)}'
+            )
         self.source = self.data(config.seed)
         self.objective = self.ask().to(device)
         self.stepped: nn.Module = self.objective
@@ -91,13 +100,12 @@ class Run:
         size = height, width
         try:
             begun = load_checkpoint(c.start, size) if c.start else None
-            if begun is not None and not shape and begun.facts.name == c.network:
-                model = begun.train()  # goes on in the shape that it has
-            else:
-                model = build_model(c.network, size, **shape)
-                if begun is not None:
-                    model.load_state_dict(begun.state_dict())
-                    model.origin = begun.origin
+            if begun is not None and begun.facts.name == c.network:
+                shape = shape_of(begun) | shape  # goes on in the shape that it has
+            model = build_model(c.network, size, **shape)
+            if begun is not None:
+                fill(model, begun.state_dict())
+                model.origin = begun.origin
             if c.encoder_weights:
                 origin = begin_encoder(model.encoder, c.encoder_weights)
                 provenance = f'encoder: {origin.provenance}'
@@ -283,6 +291,18 @@ class Run:
         writer.add_image('unseen clips', contact_sheet(sheets, 2), self.step, dataformats='HWC')
         model.train(training)
         return mean
+
+
+def fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give a network the weights of another of its shape; an embedding of keypoints that the other
+    had not begins fresh. Raises RuntimeError for others, or where the network has no embedding.
+    """
+    fresh = {name: x for name, x in model.state_dict().items() if name.endswith(KEYPOINTS)}
+    lost = [name for name in state if name.endswith(KEYPOINTS) and name not in fresh]
+    if lost:
+        count = len(state[lost[0]])
+        raise RuntimeError(f'it has an embedding of {count} keypoints, the shape has none')
+    model.load_state_dict(fresh | state)
 
 
 def begin_encoder(encoder: nn.Module, weights: str) -> Origin:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cotracker_ros import engines, geometry
 from cotracker_ros.engines import EngineError
+from cotracker_ros.skeleton import KEYPOINTS
 from cotracker_ros.streaming.image import check_frame, resize
 from cotracker_ros.streaming.slots import NO_KEYPOINT, Slots
 
@@ -198,7 +199,7 @@ class StreamingTracker:
         """
         xy = _checked_points(xy, stamp)
         count = len(xy)
-        numbers = _whole('keypoints', keypoints, NO_KEYPOINT, count, (-1, _KEYPOINT_MASK - 1))
+        numbers = _whole('keypoints', keypoints, NO_KEYPOINT, count, (-1, len(KEYPOINTS) - 1))
         whose = _whole('instances', instances, 0, count, (0, MAX_INSTANCE))
         with self._lock:
             self._check_room(xy, stamp, replacing)

@@ -187,6 +187,19 @@ class Fitted:
         return clips
 
 
+class Numbered:
+    """A source whose plain points have numbers of keypoints by their place, of nobody."""
+
+    def __init__(self, source: Source):
+        self.source, self.name = source, source.name
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run."""
+        clips = self.source.batch(index)
+        place = torch.arange(clips.keypoint.shape[1]).to(clips.keypoint) % COUNT
+        return replace(clips, keypoint=torch.where(clips.keypoint < 0, place, clips.keypoint))
+
+
 class PoseTrackSource:
     """Clips of one person each from PoseTrack, 17 points in COCO's order, unlabelled frames masked
     (readers/posetrack.py). Keypoints that a clip never shows are plain points that no loss counts.
@@ -324,4 +337,8 @@ def mixture(
     sources = [SOURCES[name](config, seed, device) for name in config.sources]
     if size is not None and (scale > 1 or size != config.scene.size or 'photo' in config.sources):
         sources = [Fitted(source, size, scale) for source in sources]
+    if config.embedding not in ('pose', 'all'):
+        raise ValueError(f'embedding is pose or all, not {config.embedding!r}')
+    if config.embedding == 'all':
+        sources = [Numbered(source) for source in sources]
     return Mixture(sources, list(config.sources.values()))
