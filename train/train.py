@@ -339,6 +339,9 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     device = args.device
+    # A sharp soft arg-max leaves gradients too small for normal floats, and a CPU computes with
+    # those a hundred times slower.
+    torch.set_flush_denormal(True)
     if 'RANK' in os.environ:  # started by torchrun
         if device == 'cuda':
             device = f'cuda:{os.environ["LOCAL_RANK"]}'

@@ -65,3 +65,13 @@ def visibility_rows(model: nn.Module) -> list[tuple[nn.Parameter, slice]]:
     else:
         head, rows = model.transformer.head, slice(-model.update.logits, None)
     return [(head.weight, rows), (head.bias, rows)]
+
+
+def learn(encoder: nn.Module) -> None:
+    """Let a feature network learn: of a pretrained trunk what it names itself, `learned_trunk`,
+    else all of it; and everything that is not of the trunk.
+    """
+    trunk = {p for part in getattr(encoder, 'trunk', ()) for p in part.parameters()}
+    learned = set(getattr(encoder, 'learned_trunk', trunk))
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(parameter not in trunk or parameter in learned)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.data.batch import Clips
 from train.losses import matching_loss
-from train.objectives.base import Objective
+from train.objectives.base import Objective, learn
 from train.objectives.realtime import encode
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ContrastiveObjective(Objective):
         super().__init__(model, config)
         recipe = config.contrastive
         model.requires_grad_(False)
-        model.encoder.requires_grad_(True).train(recipe.batch_norm)
+        learn(model.encoder.train(recipe.batch_norm))
         model.encoder.to(memory_format=torch.channels_last)
         self.strides: tuple[int, ...] = model.config.strides
         sharpness = math.log(1 / recipe.temperature)
@@ -50,14 +50,11 @@ class ContrastiveObjective(Objective):
         """The pretrained trunk, where the encoder says it has one, and the rest."""
         c = self.config
         trunk = [p for part in getattr(self.model.encoder, 'trunk', ()) for p in part.parameters()]
-        learned = set(getattr(self.model.encoder, 'learned_trunk', trunk))
-        for parameter in trunk:
-            parameter.requires_grad_(parameter in learned and c.contrastive.trunk_rate > 0)
         known = set(trunk)
         rest = [p for p in self.model.encoder.parameters() if p not in known]
         groups = [{'params': [*rest, self.scale], 'peak': c.lr}]
-        if trunk:
-            learning = [p for p in trunk if p.requires_grad]
+        learning = [p for p in trunk if p.requires_grad]
+        if learning:
             groups.append({'params': learning, 'peak': c.lr * c.contrastive.trunk_rate})
         return groups
 

@@ -31,7 +31,7 @@ from cotracker_ros.model.realtime import (
 )
 from train.data.batch import Clips
 from train.losses import LossConfig, matching_loss, tracking_loss
-from train.objectives.base import Objective
+from train.objectives.base import Objective, learn
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -63,11 +63,12 @@ class RealtimeObjective(Objective):
 
     def __init__(self, model: nn.Module, config: TrainConfig):
         super().__init__(model.eval(), config)
-        learns = config.realtime.fresh > 0
-        model.encoder.requires_grad_(learns)
-        # Where the encoder does not learn it is folded once; in a tuple, so that it is no
-        # submodule with weights of its own.
-        self.encoder = (model.encoder,) if learns else (folded(model.encoder),)
+        model.encoder.requires_grad_(False)
+        if config.realtime.fresh:
+            learn(model.encoder)
+        # Folded once where it does not learn; in a tuple, so that it is no submodule with weights
+        # of its own.
+        self.frozen_encoder = () if config.realtime.fresh else (folded(model.encoder),)
 
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """The losses of a batch and measures of the result."""
@@ -75,8 +76,9 @@ class RealtimeObjective(Objective):
         forced = 1.0 if step < c.warmup and not c.start else c.realtime.teacher_forcing
         seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
         clips = clips.with_support(c.batch.support, self.model.image_size)
+        (encoder,) = self.frozen_encoder or (folded(self.model.encoder),)
         return realtime_losses(
-            self.model, *self.encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
+            self.model, encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
         )
 
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
@@ -266,8 +268,7 @@ def realtime_losses(
     step: int,
 ) -> dict[str, Tensor]:
     """The losses of a batch and measures of the result. One seed a clip for its leads; the step
-    chooses the fresh frames, the same in all processes. `encoder` is the model's, or its folded
-    copy where it does not learn.
+    chooses the fresh frames, the same in all processes. `encoder` is the model's, folded.
     """
     with torch.no_grad():
         features = encode(encoder, clips.video, model.config.image_scale)

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+OUTLINE = 9  # px, width of the strip along an object's outline that points are taken from
 FRAMES_PER_VIDEO = 12  # cut-outs that are looked for in one video
 VIDEOS = ('*.mp4', '*.mkv', '*.avi', '*.mov')
 
@@ -411,7 +412,7 @@ class PhotoScenes:
         counts = [points - late, late // 2, late - late // 2]
         picked = []
         for t, count in zip(when, counts, strict=True):
-            xy = candidates(video[t], 4 * count, rng)
+            xy = candidates(video[t], owner[t], 4 * count, rng)
             on = owner[t][tuple(xy.round().astype(int).T[::-1])]
             order = rng.permutation(len(xy))
             wanted = min(round(c.on_objects * count), int((on > 0).sum()))
@@ -485,18 +486,26 @@ def blur_kernel(rng: np.random.Generator) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def candidates(frame: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Places (K, 2) px to take points from: half of them corners, half anywhere, with a fraction
-    of a pixel.
+def candidates(
+    frame: np.ndarray, owner: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Places (K, 2) px to take points from, with a fraction of a pixel: a third of them corners,
+    a third near the outlines of objects, where a point is taken for one of the other side, and a
+    third anywhere.
     """
     height, width = frame.shape[:2]
+    low, high = np.ones(2), np.array([width - 2, height - 2])
+    places = [rng.uniform(low, high, (count, 2))]
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     corners = cv2.goodFeaturesToTrack(grey, count, 0.005, 6)
-    anywhere = rng.uniform([1, 1], [width - 2, height - 2], (count, 2))
-    if corners is None:
-        return anywhere
-    corners = corners[:, 0] + rng.uniform(-0.5, 0.5, (len(corners), 2))
-    return np.concatenate([np.clip(corners, 1, [width - 2, height - 2]), anywhere])
+    kernel = np.ones((OUTLINE, OUTLINE), np.uint8)
+    outline = cv2.morphologyEx(owner, cv2.MORPH_GRADIENT, kernel)
+    near = np.column_stack(np.nonzero(outline)[::-1])
+    near = near[rng.permutation(len(near))[:count]]
+    for whole in (near, [] if corners is None else corners[:, 0]):
+        if len(whole):
+            places.append(np.clip(whole + rng.uniform(-0.5, 0.5, (len(whole), 2)), low, high))
+    return np.concatenate(places)
 
 
 def render(layers: list[Layer], config: PhotoSceneConfig) -> tuple[np.ndarray, np.ndarray]:
