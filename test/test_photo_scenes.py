@@ -12,6 +12,7 @@ data = pytest.importorskip('skimage.data', reason='its photographs are the scene
 from train.data.synthetic.photo_scenes import (  # noqa: E402
     PhotoSceneConfig,
     PhotoScenes,
+    candidates,
     crop_out,
     video_cutouts,
 )
@@ -63,6 +64,18 @@ def test_the_surface_under_a_track_keeps_its_colour():
     on, off = np.concatenate(on), np.concatenate(off)
     assert np.median(on) < 3 and np.mean(on < 12) > 0.9
     assert np.median(off) > 3 * np.median(on)
+
+
+def test_points_are_taken_near_outlines_on_both_sides():
+    owner = np.zeros((200, 300), np.uint8)
+    owner[60:140, 100:200] = 1
+    empty = np.full((200, 300, 3), 90, np.uint8)  # no corners: half of the places are anywhere
+    xy = candidates(empty, owner, 400, np.random.default_rng(0))
+    inside = np.minimum(xy - (99.5, 59.5), (199.5, 139.5) - xy).min(-1)  # px to the outline
+    strip = abs(inside) < 5
+    assert 0.5 < strip.mean() < 0.7
+    assert 0.4 < (inside[strip] > 0).mean() < 0.6
+    assert len(candidates(empty, np.zeros_like(owner), 400, np.random.default_rng(0))) == 400
 
 
 def test_points_are_hidden_and_come_back(scenes):

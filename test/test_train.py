@@ -370,6 +370,17 @@ def test_the_encoder_learns_to_match_and_the_rest_stays(tmp_path):
     assert not torch.equal(run.objective.scale.data, torch.full((3,), math.log(1 / 0.07)))
 
 
+def test_the_tracker_teaches_its_encoder_what_the_contrastive_stage_does(tmp_path):
+    recipe = dataclasses.replace(CONFIG.realtime, fresh=2)
+    run = Run(dataclasses.replace(CONFIG, encoder='lite0', realtime=recipe), tmp_path, 'cpu')
+    before = {name: x.clone() for name, x in run.model.encoder.named_parameters()}
+    run.update(procedural(CONFIG, 1).batch(0))
+    moved = {n for n, x in run.model.encoder.named_parameters() if not torch.equal(x, before[n])}
+    assert 'smooth.0.weight' in moved
+    assert 'stages.4.1.expand.0.weight' in moved
+    assert not [n for n in moved if 'depthwise' in n or n.startswith(('stem', 'stages.0'))]
+
+
 def test_the_contrastive_stage_resumes_and_hands_its_encoder_on(tmp_path):
     whole = Run(ENCODER, tmp_path / 'whole', 'cpu')
     whole.train(math.inf)
