@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -122,6 +123,17 @@ class Layers:
         return transform(self.forward[pick, layer].transpose(1, 2), v[..., None, :])[..., 0, :]
 
 
+class Chosen(NamedTuple):
+    """Points to track: xy (B, N, 2) px in frames query (B, N), where layer top (B, N), 0 the
+    background, is seen, or a body before the background, on_body (B, N) bool.
+    """
+
+    xy: Tensor
+    query: Tensor
+    top: Tensor
+    on_body: Tensor
+
+
 class ProceduralVideo(RandomSource):
     """A seeded source of clips. The same seed gives the same clips on the same device."""
 
@@ -145,104 +157,93 @@ class ProceduralVideo(RandomSource):
 
     def layers(self, batch: int, times: Tensor) -> Layers:
         """Random geometry of `batch` scenes at the given times (B, T)."""
-        c, (height, width) = self.config, self.config.size
-        count, frames = c.objects[1] + 1, times.shape[1]
-        times = times[:, None]
+        c, width = self.config, self.config.size[1]
+        count, times = c.objects[1] + 1, times[:, None]
         # Half of the sprites are slow, a few are fast; the camera likewise.
         tempo = torch.exp(0.9 * self.normal(batch, count)).clamp(0.02, 4)
-        speed = c.speed * width * tempo
         camera = c.camera_speed * width * torch.exp(0.9 * self.normal(batch)).clamp(0.02, 4)
         camera = camera * ~self.chance(c.still_camera, batch)
-
-        radius = (
-            torch.exp(
-                self.uniform(batch, count, low=math.log(c.radius[0]), high=math.log(c.radius[1]))
-            )
-            * height
-        )
-        radius[:, 0] = 0.9 * width
-        centre = self.uniform(batch, count, 2) * torch.tensor([width, height], device=self.device)
-        centre[:, 0] = torch.tensor([width / 2, height / 2], device=self.device)
-
-        own = (
-            torch.arange(count, device=self.device) > 0
-        ).float()  # the background moves with the camera only
-        shift = torch.stack([self.path((batch, count), times, speed * own) for _ in range(2)], -1)
-        angle = self.path((batch, count), times, 0.04 * own * tempo)
-        zoom = self.path((batch, count), times, 0.02 * own * tempo).clamp(-0.7, 0.7)
-        tilt = torch.stack(
-            [self.path((batch, count), times, 0.015 * own) for _ in range(2)], -1
-        ).clamp(-0.25, 0.25)
-        start = self.uniform(batch, count, 1, high=2 * math.pi)
-        aspect = torch.exp(0.35 * self.normal(batch, count, 1))
-        start[:, 0], aspect[:, 0] = start[:, 0] * 0.1, 1.0
-        local = matrix(
-            radius[..., None] * zoom.exp(), angle + start, centre[:, :, None] + shift, tilt, aspect
-        )
-
-        # Articulated: the sprite hangs on the one below it, offset inside its outline, swinging
-        # about the joint.
-        swing = self.path((batch, count), times, 0.12 * tempo.clamp_max(1.5)) + self.uniform(
-            batch, count, 1, high=2 * math.pi
-        )
-        size = self.uniform(batch, count, 1, low=0.35, high=0.8).expand(-1, -1, frames)
-        joint = self.uniform(batch, count, 1, 2, low=-0.6, high=0.6).expand(-1, -1, frames, -1)
-        reach = torch.zeros_like(joint)
-        reach[..., 0] = 0.6
-        joined = matrix(
-            size,
-            swing,
-            joint,
-            torch.zeros_like(tilt),
-            self.uniform(batch, count, 1, low=1.0, high=2.5),
-        )
-        joined = joined @ matrix(
-            torch.ones_like(size),
-            torch.zeros_like(size),
-            reach,
-            torch.zeros_like(tilt),
-            torch.ones_like(aspect),
-        )
-        articulated = self.chance(c.articulated, batch, count)
-        articulated[:, :2] = False
-        self.articulated = articulated
-        chain = [local[:, 0], local[:, 1]]
+        alone, jointed = self.sprite_maps(tempo, times), self.joint_maps(tempo, times)
+        self.articulated = self.chance(c.articulated, batch, count)
+        self.articulated[:, :2] = False  # the background, and the first sprite, which hangs on it
+        chain = [alone[:, 0], alone[:, 1]]
         for k in range(2, count):
-            chain.append(
-                torch.where(
-                    articulated[:, k, None, None, None], chain[-1] @ joined[:, k], local[:, k]
-                )
-            )
-        forward = torch.stack(chain, 1)
-        # The camera moves every layer, near layers (high index) more: parallax.
-        depth = torch.linspace(1.0, 1.6, count, device=self.device)[None, :, None]
-        pan = torch.stack([self.path((batch, 1), times, camera[:, None]) for _ in range(2)], -1)
-        shake = self.chance(0.3, batch, 1, 1, 1) * 0.006 * width * self.normal(batch, 1, frames, 2)
-        roll = self.path((batch, 1), times, 0.006 * (camera[:, None] > 0))
-        zoom = self.path((batch, 1), times, 0.012 * (camera[:, None] > 0)).clamp(-0.5, 0.5)
-        middle = centre[:, :1, None].expand(-1, count, frames, -1)
-        tilt = torch.stack(
-            [self.path((batch, 1), times, 0.00002 * (camera[:, None] > 0)) for _ in range(2)], -1
-        ).clamp(-4e-4, 4e-4)
-        ones = torch.ones(batch, count, frames, device=self.device)
-        to_centre = matrix(ones, 0 * ones, -middle, torch.zeros_like(middle), ones[..., :1])
-        view = matrix(
-            ones * zoom.exp(),
-            roll.expand_as(ones),
-            middle + (pan + shake) * depth[..., None],
-            tilt.expand_as(middle),
-            ones[..., :1],
-        )
-        view = view @ to_centre
-        forward = view @ forward
+            hangs = self.articulated[:, k, None, None, None]
+            chain.append(torch.where(hangs, chain[-1] @ jointed[:, k], alone[:, k]))
+        view = self.camera_maps(camera, times, count)
+        return Layers(view @ torch.stack(chain, 1), *self.waves(tempo, times), view[:, 0])
 
-        bend = self.chance(c.bend, batch, count, 1).float()
+    def sprite_maps(self, tempo: Tensor, times: Tensor) -> Tensor:
+        """Homographies (B, L, T, 3, 3) of layers that move by themselves, layer coordinates to px;
+        tempo (B, L) against the usual speed, times (B, 1, T). The background does not move.
+        """
+        c, (height, width), shape = self.config, self.config.size, tempo.shape
+        low, high = (math.log(r) for r in c.radius)
+        radius = torch.exp(self.uniform(*shape, low=low, high=high)) * height
+        radius[:, 0] = 0.9 * width
+        centre = self.uniform(*shape, 2) * torch.tensor([width, height], device=self.device)
+        centre[:, 0] = torch.tensor([width / 2, height / 2], device=self.device)
+        moves = (torch.arange(shape[1], device=self.device) > 0).float()
+        shift = self.path_xy(shape, times, c.speed * width * tempo * moves)
+        angle = self.path(shape, times, 0.04 * moves * tempo)
+        zoom = self.path(shape, times, 0.02 * moves * tempo).clamp(-0.7, 0.7)
+        tilt = self.path_xy(shape, times, 0.015 * moves).clamp(-0.25, 0.25)
+        start = self.uniform(*shape, 1, high=2 * math.pi)
+        aspect = torch.exp(0.35 * self.normal(*shape, 1))
+        start[:, 0], aspect[:, 0] = start[:, 0] * 0.1, 1.0
+        scale = radius[..., None] * zoom.exp()
+        return matrix(scale, angle + start, centre[:, :, None] + shift, tilt, aspect)
+
+    def joint_maps(self, tempo: Tensor, times: Tensor) -> Tensor:
+        """Homographies (B, L, T, 3, 3) of layers that hang on the one before, their coordinates to
+        its: a joint inside its outline, about which they swing.
+        """
+        shape, frames = tempo.shape, times.shape[-1]
+        swing = self.path(shape, times, 0.12 * tempo.clamp_max(1.5))
+        swing = swing + self.uniform(*shape, 1, high=2 * math.pi)
+        size = self.uniform(*shape, 1, low=0.35, high=0.8).expand(-1, -1, frames)
+        joint = self.uniform(*shape, 1, 2, low=-0.6, high=0.6).expand(-1, -1, frames, -1)
+        aspect = self.uniform(*shape, 1, low=1.0, high=2.5)
+        flat, one = torch.zeros_like(joint), torch.ones_like(size)
+        out = flat.clone()
+        out[..., 0] = 0.6  # the joint is near an end of the sprite
+        hang = matrix(one, 0 * one, out, flat, one[..., :1])
+        return matrix(size, swing, joint, flat, aspect) @ hang
+
+    def camera_maps(self, speed: Tensor, times: Tensor, count: int) -> Tensor:
+        """Homographies (B, L, T, 3, 3) by which a camera of speed (B,) px a frame moves `count`
+        layers, px to px, near ones (high index) more: parallax.
+        """
+        (height, width), (batch, _, frames) = self.config.size, times.shape
+        depth = torch.linspace(1.0, 1.6, count, device=self.device)[None, :, None]
+        speed = speed[:, None]
+        moves = speed > 0
+        pan = self.path_xy((batch, 1), times, speed)
+        shake = self.chance(0.3, batch, 1, 1, 1) * 0.006 * width * self.normal(batch, 1, frames, 2)
+        roll = self.path((batch, 1), times, 0.006 * moves)
+        zoom = self.path((batch, 1), times, 0.012 * moves).clamp(-0.5, 0.5)
+        tilt = self.path_xy((batch, 1), times, 0.00002 * moves).clamp(-4e-4, 4e-4)
+        one = torch.ones(batch, count, frames, device=self.device)
+        middle = torch.tensor([width / 2, height / 2], device=self.device).expand(*one.shape, 2)
+        to_centre = matrix(one, 0 * one, -middle, torch.zeros_like(middle), one[..., :1])
+        shift = middle + (pan + shake) * depth[..., None]
+        turn = roll.expand_as(one)
+        view = matrix(one * zoom.exp(), turn, shift, tilt.expand_as(middle), one[..., :1])
+        return view @ to_centre
+
+    def waves(self, tempo: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Amplitude and frequency (B, L, 2) and phase (B, L, T, 2) of the layers' waves."""
+        shape = tempo.shape
+        bend = self.chance(self.config.bend, *shape, 1).float()
         bend[:, 0] *= 0.3
-        frequency = self.uniform(batch, count, 2, low=1.0, high=5.0)
-        amplitude = bend * self.uniform(batch, count, 2, low=0.05, high=0.45) / frequency
-        phase = torch.stack([self.path((batch, count), times, 0.12 * tempo) for _ in range(2)], -1)
-        phase = phase + self.uniform(batch, count, 1, 2, high=2 * math.pi)
-        return Layers(forward, amplitude, frequency, phase, view[:, 0])
+        frequency = self.uniform(*shape, 2, low=1.0, high=5.0)
+        amplitude = bend * self.uniform(*shape, 2, low=0.05, high=0.45) / frequency
+        phase = self.path_xy(shape, times, 0.12 * tempo)
+        return amplitude, frequency, phase + self.uniform(*shape, 1, 2, high=2 * math.pi)
+
+    def path_xy(self, shape: tuple[int, ...], times: Tensor, speed: Tensor) -> Tensor:
+        """As `path`, one path for x and one for y: (*shape, T, 2)."""
+        return torch.stack([self.path(shape, times, speed) for _ in range(2)], -1)
 
     def bodies(self, layers: Layers, times: Tensor) -> list[Body | None]:
         """A body, or people, for some of the clips, at times (B, T)."""
@@ -370,6 +371,66 @@ class ProceduralVideo(RandomSource):
                 part[..., rows, columns] = below + rgba[:, :, 3:] * (rgba[:, :, :3] - below)
         return image
 
+    def choose(
+        self,
+        layers: Layers,
+        bodies: Sequence[Body | None],
+        sprites: Tensor,
+        count: int,
+        video: Tensor,
+        corrupted: Tensor,
+        occluded: Tensor,
+    ) -> Chosen:
+        """Choose `count` points a clip, each visible in a frame, of four times as many drawn."""
+        (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
+        device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
+        query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
+        query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
+        query = query * ~corrupted.gather(1, query)  # the first frame is never corrupted
+        xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
+        here = xy[:, None].expand(-1, frames, -1, -1)
+        cover = self.coverage(layers, sprites, here)
+        there = query[:, None, None].expand(-1, layer - 1, 1, -1)
+        cover = cover.gather(2, there)[:, :, 0]  # (B, K, many)
+        number = torch.arange(1, layer, device=device)[:, None]
+        top = ((cover > 0.5) * number).amax(1)
+        behind = self.body_coverage(bodies, here).gather(1, query[:, None])[:, 0]
+        on_body = (top == 0) & (behind > 0.5)
+        # A blended edge shows no single surface.
+        clear = ((cover < 0.02) | (cover > 0.98)).all(1)
+        clear = clear & ((top > 0) | (behind < 0.02) | (behind > 0.98))
+        clear = clear & ~is_hidden(occluded, here).gather(1, query[:, None])[:, 0]
+        score = self.uniform(batch, many) + edges(video, xy, query) * 0.35
+        score = score + (top > 0) * 0.35 + on_body * 0.7 - 10.0 * ~clear
+        keep = score.topk(count, 1).indices
+        return Chosen(
+            *(
+                x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
+                for x in (xy, query, top, on_body)
+            )
+        )
+
+    def follow(
+        self, layers: Layers, bodies: Sequence[Body | None], chosen: Chosen
+    ) -> tuple[Tensor, Tensor]:
+        """Tracks (B, T, N, 2) px of the surfaces seen at the chosen points, and where their own
+        clip's body hides them, (B, T, N).
+        """
+        (xy, query, top, on_body), frames = chosen, layers.phase.shape[2]
+        (batch, count), device, layer = query.shape, self.device, layers.phase.shape[1]
+        # Layer coordinates of the surface seen in the query frame, then forward through time.
+        here = xy[:, None].expand(-1, frames, -1, -1)
+        u = torch.stack([layers.to_layer(here, k) for k in range(layer)], 1)
+        pick = (torch.arange(batch, device=device)[:, None], top, query)
+        tracks = layers.to_image(u[(*pick, torch.arange(count, device=device))], top)
+        hidden = (top == 0)[:, None] & (self.body_coverage(bodies, tracks) > 0.5)
+        for b, body in enumerate(bodies):
+            if body is not None:
+                path, lost = body.follow(xy[b], query[b])
+                tracks[b] = torch.where(on_body[b, :, None], path, tracks[b])
+                hidden[b] = torch.where(on_body[b], lost, hidden[b])
+        return tracks, hidden
+
     def points(
         self,
         layers: Layers,
@@ -385,44 +446,10 @@ class ProceduralVideo(RandomSource):
         bodies and edges in the video (B, T, 3, H, W) preferred. Nothing is visible in a corrupted
         frame (B, T), nor in columns that are occluded (B, T, W).
         """
-        (height, width), (batch, frames) = self.config.size, layers.phase.shape[0:3:2]
-        device, many, layer = self.device, 4 * count, sprites.shape[1] + 1
-        query = torch.randint(0, frames, (batch, many), generator=self.rng, device=device)
-        query = torch.where(self.chance(0.5, batch, 1), torch.zeros_like(query), query)
-        query = query * ~corrupted.gather(1, query)  # the first frame is never corrupted
-        xy = self.uniform(batch, many, 2) * torch.tensor([width - 1, height - 1], device=device)
-        here = xy[:, None].expand(-1, frames, -1, -1)
-        cover = self.coverage(layers, sprites, here)
-        cover = cover.gather(2, query[:, None, None].expand(-1, layer - 1, 1, -1))[
-            :, :, 0
-        ]  # (B, K, many)
-        number = torch.arange(1, layer, device=device)[:, None]
-        top = ((cover > 0.5) * number).amax(1)
-        behind = self.body_coverage(bodies, here).gather(1, query[:, None])[:, 0]
-        on_body = (top == 0) & (behind > 0.5)
-        # A blended edge shows no single surface.
-        clear = ((cover < 0.02) | (cover > 0.98)).all(1)
-        clear = clear & ((top > 0) | (behind < 0.02) | (behind > 0.98))
-        clear = clear & ~is_hidden(occluded, here).gather(1, query[:, None])[:, 0]
-        score = self.uniform(batch, many) + edges(video, xy, query) * 0.35
-        score = score + (top > 0) * 0.35 + on_body * 0.7 - 10.0 * ~clear
-        keep = score.topk(count, 1).indices
-        xy, top, query, on_body = (
-            x.gather(1, keep if x.ndim == 2 else keep[..., None].expand(-1, -1, 2))
-            for x in (xy, top, query, on_body)
-        )
-
-        # Layer coordinates of the surface seen in the query frame, then forward through time.
-        here = xy[:, None].expand(-1, frames, -1, -1)
-        u = torch.stack([layers.to_layer(here, k) for k in range(layer)], 1)
-        pick = (torch.arange(batch, device=device)[:, None], top, query)
-        tracks = layers.to_image(u[(*pick, torch.arange(count, device=device))], top)
-        hidden = (top == 0)[:, None] & (self.body_coverage(bodies, tracks) > 0.5)
-        for b, body in enumerate(bodies):
-            if body is not None:
-                path, lost = body.follow(xy[b], query[b])
-                tracks[b] = torch.where(on_body[b, :, None], path, tracks[b])
-                hidden[b] = torch.where(on_body[b], lost, hidden[b])
+        (batch, frames), device = layers.phase.shape[0:3:2], self.device
+        chosen = self.choose(layers, bodies, sprites, count, video, corrupted, occluded)
+        tracks, hidden = self.follow(layers, bodies, chosen)
+        _, query, top, _ = chosen
         number_of = torch.full((2, batch, count), -1, device=device)
         people = {b: body for b, body in enumerate(bodies) if isinstance(body, People)}
         if people:
@@ -437,11 +464,12 @@ class ProceduralVideo(RandomSource):
                 number_of[:, b, those] = torch.stack([body.keypoint, body.instance])
         inside = between_centres(tracks, self.config.size)
         over = self.coverage(layers, sprites, tracks) > 0.5
+        number = torch.arange(1, sprites.shape[1] + 1, device=device)[:, None]
         above = number[:, None] > top[:, None, None]
         seen = inside & ~hidden & ~(over & above).any(1) & ~corrupted[..., None]
         seen = seen & ~is_hidden(occluded, tracks)
         if people:
-            # Keypoints are asked for where they are first seen; those never seen give way.
+            # Keypoints are queried where they are first seen; those never seen are left out.
             extra = torch.arange(joints + count, device=device) < joints
             first = seen.int().argmax(1)
             query = torch.where(extra, first, query)
