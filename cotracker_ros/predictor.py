@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cotracker_ros import geometry
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.config import ModelFacts
-from cotracker_ros.model.cotracker import Tracks, WindowState
+from cotracker_ros.model.cotracker import VideoTracks, WindowState
 from cotracker_ros.model.embeddings import check_keypoints
 from cotracker_ros.points import support_grid
 from cotracker_ros.streaming.image import resize
@@ -87,7 +87,9 @@ class _Predictor(nn.Module):
         """A weight of the network, for its precision and device."""
         return next(self.model.parameters())
 
-    def _run(self, frames: Tensor, queries: Tensor, keypoints: Tensor | None = None) -> Tracks:
+    def _run(
+        self, frames: Tensor, queries: Tensor, keypoints: Tensor | None = None
+    ) -> VideoTracks:
         """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W); the first of
         them are keypoints (K,) of a body.
         """
@@ -100,7 +102,7 @@ class _Predictor(nn.Module):
             return self.model(frames, queries, ITERATIONS, **numbers)
         pairs = zip(frames, queries, strict=True)
         clips = [vars(self.model.track(*pair, **numbers)) for pair in pairs]
-        return Tracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
+        return VideoTracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
 
     def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
         """Make queries (B, N, 3) of points (N, 2) or (B, N, 2) in model pixels."""
@@ -120,7 +122,7 @@ class _Predictor(nn.Module):
 
 
 class CoTrackerPredictor(_Predictor):
-    """Tracks points through a whole video.
+    """VideoTracks points through a whole video.
 
     `checkpoint` is a published or own file, or None for random weights; `offline`, `v2` and
     `window_len` say what it should hold. ValueError where it does not.
@@ -239,7 +241,7 @@ class CoTrackerPredictor(_Predictor):
 
 
 class CoTrackerOnlinePredictor(_Predictor):
-    """Tracks points through a video that comes in chunks, each overlapping the last by half.
+    """VideoTracks points through a video that comes in chunks, each overlapping the last by half.
 
     A first call registers the points. Later calls take 2 * `step` frames, the last perhaps
     fewer, and overlap with the call before by `step` frames.
@@ -262,7 +264,7 @@ class CoTrackerOnlinePredictor(_Predictor):
             raise ValueError('an offline network cannot track chunk by chunk; pass offline=False')
         self.state: WindowState | None = None
         self.count = 0  # points queried; support points come after them
-        self.so_far: Tracks | None = None
+        self.so_far: VideoTracks | None = None
 
     @property
     def step(self) -> int:
@@ -303,10 +305,10 @@ class CoTrackerOnlinePredictor(_Predictor):
         frames = self._frames(video_chunk[:, overlap:])
         estimates, self.state = self.model.advance(self.state, frames, ITERATIONS)
         new = self.model.read_out(estimates[-1])
-        new = Tracks(*(value[:, :, : self.count] for value in vars(new).values()))
+        new = VideoTracks(*(value[:, :, : self.count] for value in vars(new).values()))
         if self.so_far:
             pairs = zip(vars(self.so_far).values(), vars(new).values(), strict=True)
-            new = Tracks(*(torch.cat([old[:, :start], value], dim=1) for old, value in pairs))
+            new = VideoTracks(*(torch.cat([old[:, :start], value], dim=1) for old, value in pairs))
         self.so_far = new
         xy = self._rescale(new.xy, self.interp_shape, video_chunk.shape[-2:])
         return xy, self.model.facts.visible(new.visibility, new.confidence)

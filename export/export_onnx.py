@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cotracker_ros.engines import EngineError, Metadata, compare, load, spec
 from cotracker_ros.engines.metadata import KEY
-from cotracker_ros.engines.torch_engine import TorchEngine, describe
+from cotracker_ros.engines.torch_engine import TorchEngine, step_metadata
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.registry import build_step, shape_of
 from cotracker_ros.model.step import Step
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = read_model(args)
         step = build_step(model, args.iterations).eval()
         form = 'fp32' if args.precision == 'int8' else args.precision  # int8 is made of fp32
-        meta = describe(model, step, form, args.provenance)
+        meta = step_metadata(model, step, form, args.provenance)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, and moved there once proven: nobody loads a half-written file.
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:

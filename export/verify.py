@@ -32,14 +32,14 @@ def candidates(model: Path) -> Iterator[tuple[str, Path]]:
 def reference(checkpoint: Path, model: Path, cameras: int, slots: int) -> Engine:
     """The torch engine with the weights and iterations of the file; EngineError if others."""
     from cotracker_ros.engines.metadata import Metadata
-    from cotracker_ros.engines.torch_engine import TorchEngine, describe
+    from cotracker_ros.engines.torch_engine import TorchEngine, step_metadata
     from cotracker_ros.model import load_checkpoint
     from cotracker_ros.model.registry import build_step
 
     meta = read_metadata(model)
     network = load_checkpoint(checkpoint, meta.image_size)
     step = build_step(network, meta.iterations)
-    described = Metadata(**describe(network, step))
+    described = Metadata(**step_metadata(network, step))
     if described.weights_sha256 != meta.weights_sha256:
         raise EngineError(f'{model} was not exported from the weights in {checkpoint}')
     return TorchEngine(step, described, 'cpu', cameras, slots, 0)

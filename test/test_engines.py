@@ -310,14 +310,14 @@ class StandInCuda:
 
 def test_a_recorded_torch_step_is_the_step():
     torch = pytest.importorskip('torch')
-    from cotracker_ros.engines.torch_engine import TorchEngine, constants_made_once, describe
+    from cotracker_ros.engines.torch_engine import TorchEngine, constants_made_once, step_metadata
     from cotracker_ros.model import build_model
     from cotracker_ros.model.registry import build_step
 
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96)).eval()
     step = build_step(network, 1)
-    meta = metadata.Metadata(**describe(network, step))
+    meta = metadata.Metadata(**step_metadata(network, step))
     plain, recorded = (TorchEngine(step, meta, 'cpu', 1, 3, 1, r) for r in (False, True))
     cuda = StandInCuda(recorded)
     recorded._torch = types.SimpleNamespace(

@@ -188,14 +188,14 @@ def test_an_exported_file(exported):
 def test_engines_agree_with_torch(exported, name, cameras, slots):
     """The shared tolerance table of the export holds for every engine, cameras and points."""
     from cotracker_ros.engines.metadata import Metadata
-    from cotracker_ros.engines.torch_engine import TorchEngine, describe
+    from cotracker_ros.engines.torch_engine import TorchEngine, step_metadata
     from cotracker_ros.model import build_model
     from cotracker_ros.model.registry import build_step
 
     torch.manual_seed(0)
     network = build_model('realtime', (64, 96))
     step = build_step(network.eval(), 1)
-    meta = describe(network, step, provenance='a test')
+    meta = step_metadata(network, step, provenance='a test')
     assert meta == read_metadata(exported).__dict__
     reference = TorchEngine(step, Metadata(**meta), 'cpu', cameras, slots, 1)
     engine = load(exported, name, cameras, slots, threads=1)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros import predictor as predictors  # noqa: E402
 from cotracker_ros.engines.metadata import Metadata, parse_metadata  # noqa: E402
-from cotracker_ros.engines.torch_engine import TorchEngine, describe  # noqa: E402
+from cotracker_ros.engines.torch_engine import TorchEngine, step_metadata  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 from cotracker_ros.model.config import FRESH, PERMISSIVE, UNKNOWN, Origin  # noqa: E402
@@ -78,7 +78,7 @@ def test_everyone_agrees(name, monkeypatch):
             build_step(model)
         return
     step = build_step(model)
-    said = parse_metadata(json.dumps(describe(model, step)), 'a file')
+    said = parse_metadata(json.dumps(step_metadata(model, step)), 'a file')
     assert (said.visible_rule, said.resize) == (facts.visible, facts.resize)
     assert (said.image_size, said.picture_size) == (facts.image_size, facts.picture_size)
     assert (said.licence, said.provenance) == (facts.origin.licence, facts.origin.provenance)

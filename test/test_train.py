@@ -14,7 +14,7 @@ import yaml  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from cotracker_ros.engines.torch_engine import describe  # noqa: E402
+from cotracker_ros.engines.torch_engine import step_metadata  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 from cotracker_ros.model.config import Origin  # noqa: E402
@@ -130,9 +130,9 @@ def weights(run):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     whole = Run(CONFIG, tmp_path / 'whole', 'cpu')
-    whole.train(math.inf)
+    whole.fit(math.inf)
     first = Run(CONFIG, tmp_path / 'parts', 'cpu')
-    first.train(0)  # no time at all: only a checkpoint
+    first.fit(0)  # no time at all: only a checkpoint
     assert first.step == 0
     half = Run(dataclasses.replace(CONFIG), tmp_path / 'parts', 'cpu')
     source = procedural(CONFIG, CONFIG.seed)
@@ -143,7 +143,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     (tmp_path / 'parts' / 'checkpoint.part').write_bytes(b'half a checkpoint of a killed run')
     rest = Run(CONFIG, tmp_path / 'parts', 'cpu')
     assert rest.step == 2
-    rest.train(math.inf)
+    rest.fit(math.inf)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(rest)[name]), name
 
@@ -157,7 +157,7 @@ def test_another_model_is_not_resumed(tmp_path):
 
 def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tmp_path):
     run = Run(CONFIG, tmp_path, 'cpu')
-    run.train(math.inf)
+    run.fit(math.inf)
     with safe_open(tmp_path / 'realtime.safetensors', 'pt') as file:
         assert 'procedural' in file.metadata()['provenance']
         assert file.metadata()['licence'] == 'Apache-2.0'
@@ -188,7 +188,7 @@ def test_weights_stay_under_the_licence_of_those_they_began_with(tmp_path):
     on = dataclasses.replace(CONFIG, start=str(run.publish()))
     second = load_checkpoint(Run(on, tmp_path / 'second', 'cpu').publish())
     assert second.facts.origin.licence == 'CC-BY-NC-4.0 AND CC-BY-4.0'
-    wrote = json.loads(json.dumps(describe(second, build_step(second))))
+    wrote = json.loads(json.dumps(step_metadata(second, build_step(second))))
     assert wrote['licence'] == 'CC-BY-NC-4.0 AND CC-BY-4.0'
 
 
@@ -383,14 +383,14 @@ def test_the_tracker_teaches_its_encoder_what_the_contrastive_stage_does(tmp_pat
 
 def test_the_contrastive_stage_resumes_and_hands_its_encoder_on(tmp_path):
     whole = Run(ENCODER, tmp_path / 'whole', 'cpu')
-    whole.train(math.inf)
+    whole.fit(math.inf)
     half = Run(dataclasses.replace(ENCODER), tmp_path / 'parts', 'cpu')
     for step in range(2):
         half.update(procedural(ENCODER, ENCODER.seed).batch(step))
         half.step += 1
     half.save()
     rest = Run(ENCODER, tmp_path / 'parts', 'cpu')
-    rest.train(math.inf)
+    rest.fit(math.inf)
     assert torch.equal(rest.objective.scale, whole.objective.scale)
     path = tmp_path / 'whole' / 'encoder.safetensors'
     tracker = Run(
@@ -474,7 +474,7 @@ def test_losses_are_logged_by_source(tmp_path, monkeypatch):
     config = dataclasses.replace(
         ENCODER, steps=20, save=100, evaluate=100, sources={'procedural': 0.5, 'second': 0.5}
     )
-    Run(config, tmp_path, 'cpu').train(math.inf)
+    Run(config, tmp_path, 'cpu').fit(math.inf)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = events.Tags()['scalars']

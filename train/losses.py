@@ -16,7 +16,7 @@ from cotracker_ros.model.sampling import sample_cells
 from cotracker_ros.skeleton import KEYPOINTS, LIMBS
 
 
-class Estimate(Protocol):
+class Prediction(Protocol):
     """One refinement's result, laid out (G, F, N): clips, frames, points."""
 
     @property
@@ -46,7 +46,7 @@ class LossConfig:
 
 
 def tracking_loss(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[Prediction],
     tracks: Tensor,
     visible: Tensor,
     counted: Tensor,
@@ -96,7 +96,7 @@ def tracking_loss(
 
 
 def consistency_losses(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[Prediction],
     tracks: Tensor,
     visible: Tensor,
     counted: Tensor,

@@ -224,7 +224,7 @@ def _first_estimates(model, video, queries, iterations: int):
     """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
     import torch
 
-    from cotracker_ros.model.cotracker import Estimate, Tracks, WindowState
+    from cotracker_ros.model.cotracker import VideoTracks, WindowEstimate, WindowState
     from train.objectives.windowed import pieces
 
     window, half = model.config.window, model.config.window // 2
@@ -233,8 +233,8 @@ def _first_estimates(model, video, queries, iterations: int):
         estimates, state = model.advance(state, piece, iterations)
         kept.append(estimates[-1].over(slice(half if kept else 0, None)))
     joined = (torch.cat([getattr(e, name) for e in kept], 2) for name in ('xy', 'logits'))
-    tracks = model.read_out(Estimate(*joined))
-    return Tracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
+    tracks = model.read_out(WindowEstimate(*joined))
+    return VideoTracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
 
 
 def in_first_frame(xy: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ class Run:
             dist.all_reduce(over)
         return over.item() > 0
 
-    def train(self, time_limit: float) -> None:
+    def fit(self, time_limit: float) -> None:
         """Train up to the last step or for `time_limit` seconds, whichever is first."""
         c, end = self.config, time.monotonic() + time_limit
         batches = self.batches(self.source, self.step)
@@ -352,7 +352,7 @@ def main() -> None:
         run = Run(config, args.output, device)
     except (OSError, ValueError, DataError, yaml.YAMLError) as error:
         parser.error(str(error))
-    run.train(args.time_limit)
+    run.fit(args.time_limit)
     if dist.is_initialized():
         dist.destroy_process_group()
 

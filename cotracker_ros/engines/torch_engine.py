@@ -158,14 +158,14 @@ def load_checkpoint_engine(
         step = build_step(model)
     except ValueError as error:
         raise EngineError(f'{path}: {error}') from error
-    metadata = Metadata(**describe(model, step))
+    metadata = Metadata(**step_metadata(model, step))
     recorded = device == 'cuda-graph'
     return TorchEngine(
         step, metadata, 'cuda' if recorded else device, cameras, slots, threads, recorded
     )
 
 
-def describe(model, step, precision: str = 'fp32', provenance: str = '') -> dict:
+def step_metadata(model, step, precision: str = 'fp32', provenance: str = '') -> dict:
     """Metadata of a model and its step, as an exported file carries it; the provenance is that of
     the weights unless given.
     """

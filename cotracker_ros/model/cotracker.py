@@ -1,7 +1,7 @@
 """CoTracker 1, 2 and 3: points of a video refined together, window by window.
 
 Inside the network all coordinates are feature pixels and tracks are laid out (B, N, S): clips,
-points, frames of a window. Tracks that leave it are frame pixels, laid out (B, T, N).
+points, frames of a window. VideoTracks that leave it are frame pixels, laid out (B, T, N).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ COMPARED_TOGETHER = 512  # points, counted in every frame: 64 MiB of features at
 
 
 @dataclass(frozen=True)
-class Tracks:
-    """Tracks of N points over T frames, with or without a leading axis of clips."""
+class VideoTracks:
+    """VideoTracks of N points over T frames, with or without a leading axis of clips."""
 
     xy: Tensor  # (T, N, 2) pixels of the frames given
     visibility: Tensor  # (T, N) in [0, 1]
@@ -41,26 +41,26 @@ class Tracks:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class WindowEstimate:
     """What is believed of the points in the frames of a window."""
 
     xy: Tensor  # (B, N, S, 2) feature pixels
     logits: Tensor  # (B, N, S, K): visibility, and confidence where predicted
     feature: Tensor | None = None  # (B, N, S, C) evolving track features, where used
 
-    def at(self, *index: slice) -> Estimate:
+    def at(self, *index: slice) -> WindowEstimate:
         """Cut out some points, or some points and frames."""
         index = (slice(None), *index)
-        return Estimate(*(None if x is None else x[index] for x in vars(self).values()))
+        return WindowEstimate(*(None if x is None else x[index] for x in vars(self).values()))
 
-    def over(self, frames: slice) -> Estimate:
+    def over(self, frames: slice) -> WindowEstimate:
         """Cut out some frames."""
         return self.at(slice(None), frames)
 
-    def followed_by(self, later: Estimate) -> Estimate:
+    def followed_by(self, later: WindowEstimate) -> WindowEstimate:
         """Append later frames."""
         pairs = zip(vars(self).values(), vars(later).values(), strict=True)
-        return Estimate(*(None if a is None else torch.cat([a, b], dim=2) for a, b in pairs))
+        return WindowEstimate(*(None if a is None else torch.cat([a, b], dim=2) for a, b in pairs))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class WindowState:
     start: int = 0  # first frame of the next window
     rows: Tensor | None = None  # (B, S / 2, P, C) pyramids of the frames already encoded
     template: Tensor | None = None  # of the points started so far
-    last: Estimate | None = None  # results in the frames already encoded
+    last: WindowEstimate | None = None  # results in the frames already encoded
     keypoint: Tensor | None = None  # (B, N) numbers of a body's keypoints, -1: none
 
 
@@ -113,25 +113,27 @@ class FeatureUpdate(nn.Module):
         """Keep the feature (B, N, 1, C) in the middle of query patches (B, N, L, P, C)."""
         return patches[:, :, 0, patches.shape[3] // 2, None]
 
-    def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> Estimate:
+    def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> WindowEstimate:
         """Make the first estimate of a window."""
-        return Estimate(xy, logits, template.expand(-1, -1, xy.shape[2], -1))
+        return WindowEstimate(xy, logits, template.expand(-1, -1, xy.shape[2], -1))
 
-    def correlate(self, patches: Tensor, estimate: Estimate, _: Tensor) -> Tensor:
+    def correlate(self, patches: Tensor, estimate: WindowEstimate, _: Tensor) -> Tensor:
         """Compare the patches around the tracks with their features: (B, N, S, 196)."""
         return self.correlation(patches, estimate.feature)
 
-    def tokens(self, estimate: Estimate, start: Estimate, known: Tensor, corr: Tensor) -> Tensor:
+    def tokens(
+        self, estimate: WindowEstimate, start: WindowEstimate, known: Tensor, corr: Tensor
+    ) -> Tensor:
         """Join all that is known (B, N, S, token_size); `known` (B, N, S, 2) is of the start."""
         parts = [displacement_encoding(estimate.xy), corr, estimate.feature, known]
         position = position_table(start.xy[:, :, :1], self.config.feature_size, self.token_size)
         return torch.cat(parts, dim=-1) + position
 
-    def apply_delta(self, estimate: Estimate, delta: Tensor) -> Estimate:
+    def apply_delta(self, estimate: WindowEstimate, delta: Tensor) -> WindowEstimate:
         """Add the transformer's output."""
         update = self.feature(self.norm(delta[..., 2:]))
         feature = estimate.feature + nn.functional.gelu(update)
-        return Estimate(estimate.xy + delta[..., :2], self.visibility(feature), feature)
+        return WindowEstimate(estimate.xy + delta[..., :2], self.visibility(feature), feature)
 
 
 class TemplateUpdate(nn.Module):
@@ -152,22 +154,24 @@ class TemplateUpdate(nn.Module):
         """Keep the query patches (B, N, L, P, C)."""
         return patches
 
-    def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> Estimate:
+    def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> WindowEstimate:
         """Make the first estimate of a window."""
-        return Estimate(xy, logits)
+        return WindowEstimate(xy, logits)
 
-    def correlate(self, patches: Tensor, _: Estimate, template: Tensor) -> Tensor:
+    def correlate(self, patches: Tensor, _: WindowEstimate, template: Tensor) -> Tensor:
         """Compare the patches around the tracks with their templates: (B, N, S, 1024)."""
         return self.correlation(patches, template)
 
-    def tokens(self, estimate: Estimate, start: Estimate, known: Tensor, corr: Tensor) -> Tensor:
+    def tokens(
+        self, estimate: WindowEstimate, start: WindowEstimate, known: Tensor, corr: Tensor
+    ) -> Tensor:
         """Join all that is known (B, N, S, token_size)."""
         motion = motion_encoding(estimate.xy, self.config.feature_size)
         return torch.cat([estimate.logits, corr, motion], dim=-1)
 
-    def apply_delta(self, estimate: Estimate, delta: Tensor) -> Estimate:
+    def apply_delta(self, estimate: WindowEstimate, delta: Tensor) -> WindowEstimate:
         """Add the transformer's output."""
-        return Estimate(estimate.xy + delta[..., :2], estimate.logits + delta[..., 2:])
+        return WindowEstimate(estimate.xy + delta[..., :2], estimate.logits + delta[..., 2:])
 
 
 class CoTracker(nn.Module):
@@ -217,7 +221,7 @@ class CoTracker(nn.Module):
         queries: Tensor,
         iterations: int = 6,
         keypoints: Tensor | None = None,
-    ) -> Tracks:
+    ) -> VideoTracks:
         """Track points through a video, without gradients.
 
         `video` (T, 3, H, W) has values 0 to 255 at `image_size`; `queries` (N, 3) are frame, x, y
@@ -232,7 +236,7 @@ class CoTracker(nn.Module):
             check_keypoints(numbers, len(queries), self.keypoints)
             numbers = None if numbers is None else numbers[None].to(queries.device)
             tracks = self(video[None], queries[None], iterations, numbers)
-        return Tracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
+        return VideoTracks(tracks.xy[0], tracks.visibility[0], tracks.confidence[0])
 
     def forward(
         self,
@@ -240,7 +244,7 @@ class CoTracker(nn.Module):
         queries: Tensor,
         iterations: int = 6,
         keypoints: Tensor | None = None,
-    ) -> Tracks:
+    ) -> VideoTracks:
         """Track points through clips (B, T, 3, H, W), queries (B, N, 3), keypoints (B, N);
         differentiable.
         """
@@ -255,12 +259,12 @@ class CoTracker(nn.Module):
             # A window overwrites the frames it shares with the one before.
             results = [*results[:-1], *(r.over(slice(first // 2)) for r in results[-1:])]
             results.append(replace(estimates[-1], feature=None))  # of a long video: too many
-        return self.read_out(reduce(Estimate.followed_by, results))
+        return self.read_out(reduce(WindowEstimate.followed_by, results))
 
-    def read_out(self, estimate: Estimate) -> Tracks:
+    def read_out(self, estimate: WindowEstimate) -> VideoTracks:
         """Turn an estimate (B, N, S) into tracks (B, S, N) in pixels and probabilities."""
         visibility, *confidence = estimate.logits.transpose(1, 2).sigmoid().unbind(-1)
-        return Tracks(
+        return VideoTracks(
             estimate.xy.transpose(1, 2) * self.config.stride,
             visibility,
             confidence[0] if confidence else torch.ones_like(visibility),
@@ -280,7 +284,7 @@ class CoTracker(nn.Module):
 
     def advance(
         self, state: WindowState, frames: Tensor, iterations: int
-    ) -> tuple[list[Estimate], WindowState]:
+    ) -> tuple[list[WindowEstimate], WindowState]:
         """Refine the next window; give the estimate after each iteration, and the new state.
 
         `frames` (B, F, 3, H, W) are those not given before: S in the first call, S / 2 in later
@@ -316,7 +320,7 @@ class CoTracker(nn.Module):
             estimates.append(estimate.over(slice(real)))
         if self.config.drop_unstarted:
             estimates = [
-                Estimate(where_points(joined, e.xy, 0), where_points(joined, e.logits, 0))
+                WindowEstimate(where_points(joined, e.xy, 0), where_points(joined, e.logits, 0))
                 for e in estimates
             ]
 
@@ -333,7 +337,7 @@ class CoTracker(nn.Module):
             return tokens
         return tokens + self.keypoints(keypoint)
 
-    def _compare(self, read: Read, estimate: Estimate, template: Tensor) -> Tensor:
+    def _compare(self, read: Read, estimate: WindowEstimate, template: Tensor) -> Tensor:
         """Correlate (B, N, S, E), few points at a time: patches are far larger than results."""
         batch, count, frames = estimate.xy.shape[:3]
         few = max(1, COMPARED_TOGETHER // (batch * frames))
@@ -351,7 +355,7 @@ class CoTracker(nn.Module):
 
     def _begin(
         self, state: WindowState, rows: Tensor, window: int, queried: Tensor, joined: Tensor
-    ) -> tuple[Estimate, Tensor]:
+    ) -> tuple[WindowEstimate, Tensor]:
         """Give the estimate that a window starts from, and the templates of its points."""
         real = rows.shape[1]
         xy = state.queries[..., 1:].to(rows.dtype) / self.config.stride

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cotracker_ros.model.attention import CausalAttention, CrossAttention
 from cotracker_ros.model.config import FRESH, ModelFacts
-from cotracker_ros.model.cotracker import Tracks
+from cotracker_ros.model.cotracker import VideoTracks
 from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
@@ -628,7 +628,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         queries: Tensor,
         iterations: int | None = None,
         keypoints: Tensor | None = None,
-    ) -> Tracks:
+    ) -> VideoTracks:
         """Track queries (N, 3) = t, x, y px through a video (T, 3, H, W) 0..255 at
         `image_size`, frame by frame; keypoints (N,) as `CoTracker.track` has them.
 
@@ -657,7 +657,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             out, state = step(inputs, state)
             xy = torch.where(begun[..., None], out['xy'], queries[None, :, 1:].to(out['xy'].dtype))
             rows.append((xy[0], out['visibility'][0], out['confidence'][0]))
-        return Tracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
+        return VideoTracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
 
 
 def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:

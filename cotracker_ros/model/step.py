@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cotracker_ros.engines import spec
-from cotracker_ros.model.cotracker import CoTracker, Estimate, where_points
+from cotracker_ros.model.cotracker import CoTracker, WindowEstimate, where_points
 from cotracker_ros.model.embeddings import time_table
 from cotracker_ros.model.sampling import Read, reader
 
@@ -173,7 +173,7 @@ class WindowedStep(Step):
             (age == 0)[..., None, None], now(index), then(index).to(fresh.dtype)
         )
 
-    def _correlate(self, read: Read, newest: Estimate, template: Tensor) -> Tensor:
+    def _correlate(self, read: Read, newest: WindowEstimate, template: Tensor) -> Tensor:
         """Correlate around an estimate of one frame: (B, M, 1, E)."""
         patches = self.model.patches(read, newest.xy[:, :, 0])
         return self.model.update.correlate(patches[:, :, None], newest, template)

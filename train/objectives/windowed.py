@@ -18,7 +18,7 @@ from train.losses import LossConfig, tracking_loss
 from train.objectives.base import Objective
 
 
-class WindowEstimate(NamedTuple):
+class WindowPrediction(NamedTuple):
     """One refinement of a window: xy (G, F, N, 2) px, logits (G, F, N)."""
 
     xy: Tensor
@@ -53,7 +53,7 @@ def window_losses(
         counted = (clips.query_frame[:, None] < frames[:, None]) & clips.known[:, frames]
         truth = clips.tracks[:, frames]
         predicted = [
-            WindowEstimate(
+            WindowPrediction(
                 e.xy.transpose(1, 2) * model.config.stride,
                 e.logits[..., 0].transpose(1, 2),
                 e.logits[..., 1].transpose(1, 2) if e.logits.shape[-1] > 1 else None,
