@@ -22,7 +22,7 @@ def grid(per_side: int, size: tuple[int, int], mask: np.ndarray | None = None) -
 def support_grid(
     per_side: int, size: tuple[int, int], centre: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Return the points (N, 2) px that the papers add to those asked for, a square grid over a
+    """Return the points (N, 2) px that the papers add to the queries, a square grid over a
     `size` (H, W) around a centre x, y, by default the middle.
 
     Rows outermost; margins of W / 64, above and below too, as published; one point is the middle.

@@ -79,7 +79,7 @@ def track_recording(
     topic: of the camera; None where there is only one. side: of the grid of points that starts in
     the first image, and again where stamps jump back. image_range: see the node's parameter.
 
-    The recording is what its files hold; metadata.yaml is not asked. Every message is copied as it
+    The recording is what its files hold; metadata.yaml is not read. Every message is copied as it
     is, counted by topic and compared with the files' own counts. Topics whose type neither the
     files nor ROS 2 Humble define are left out, in a line to `warn`. Storage and compression stay;
     tracks carry their image's header and follow it. Yields (images done, images in all) after

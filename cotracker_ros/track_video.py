@@ -104,7 +104,7 @@ def read_pose(path: str | Path) -> tuple[np.ndarray, Pose]:
 
     A keypoint is COCO's number or its name (cotracker_ros.skeleton); -1: a plain point. A person
     is any whole number. Lines as in `read_points`. Raises ValueError naming the line that is none
-    of these, and for a keypoint of a person that is asked for twice.
+    of these, and for a keypoint of a person that comes twice.
     """
     rows, seen = [], set()
     for number, line in enumerate(_text_of(path).splitlines(), 1):
@@ -231,7 +231,7 @@ def reversed_frames(
         held = list(islice(clip.frames, start, end))
         if len(held) < end - start:
             raise ValueError(
-                f'a point is asked for in frame {end - 1}, but the video has '
+                f'a point is queried in frame {end - 1}, but the video has '
                 f'{start + len(held)} frames'
             )
         if times is not None and not times:
@@ -241,7 +241,7 @@ def reversed_frames(
 
 
 def merged(tracks: Tracks, before: Tracks | None) -> Tracks:
-    """Return the tracks of one frame, of points already asked for and of those asked for later."""
+    """Return the tracks of one frame, of points already queried and of those queried later."""
     if before is None or not len(before):
         return tracks
     order = np.argsort(np.concatenate([tracks.ids, before.ids]), kind='stable')
@@ -253,7 +253,7 @@ def merged(tracks: Tracks, before: Tracks | None) -> Tracks:
 def _check_reached(queries: np.ndarray, frames: int) -> None:
     if queries[:, 0].max() >= frames:
         raise ValueError(
-            f'a point is asked for in frame {queries[:, 0].max():.0f}, but the video has '
+            f'a point is queried in frame {queries[:, 0].max():.0f}, but the video has '
             f'{frames} frames'
         )
 
@@ -425,7 +425,7 @@ def _track_video(args: argparse.Namespace) -> str:
 
 
 def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray, Pose | None]:
-    """Return the video and the queries (N, 3) that are asked for, in the order of their frames,
+    """Return the video and the queries (N, 3) of the command line, in the order of their frames,
     and what they are where they are a pose.
     """
     if args.pose is not None:
@@ -443,8 +443,8 @@ def _queries(args: argparse.Namespace, video: Video) -> tuple[Video, np.ndarray,
 
 
 def _track_recording(args: argparse.Namespace) -> str:
-    asked = args.points, args.pose, args.fps
-    if any(a is not None for a in asked) or args.backward or args.grid_frame:
+    unused = args.points, args.pose, args.fps
+    if any(a is not None for a in unused) or args.backward or args.grid_frame:
         raise ValueError(
             '--points, --pose, --fps, --backward and --grid-frame are for videos; of a recording '
             'the node would have seen one image after the other'

@@ -310,8 +310,8 @@ def gpu_table(rows: list[dict]) -> str:
         for form in ('fp32', 'half')
         for points in GPU_COUNTS
     ]
-    told = 'No GPU was at hand; what a run of this script there fills in:'
-    return '\n'.join([told, '', *markdown(head, cells)])
+    text = 'No GPU was at hand; what a run of this script there fills in:'
+    return '\n'.join([text, '', *markdown(head, cells)])
 
 
 def plot(rows: list[dict], output: Path) -> None:
@@ -348,8 +348,8 @@ def cpu_flags() -> set[str]:
 
 def machine() -> str:
     """Processor and cores, in words."""
-    told = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
-    flags = ', '.join(f if f in cpu_flags() else f'no {f}' for f in told)
+    known = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
+    flags = ', '.join(f if f in cpu_flags() else f'no {f}' for f in known)
     return (
         f'{processor()} ({flags}), {default_threads()} threads used, '
         f'Python {platform.python_version()}'
@@ -362,7 +362,7 @@ def write(rows: list[dict], path: Path) -> None:
         name: [r['reference'] for r in rows if (r['precision'] == 'bf16') == (name == 'bf16')]
         for name in ('fp32', 'bf16')
     }
-    told = ', '.join(
+    times = ', '.join(
         f'{np.median(u):.1f} ms in {n} ({min(u):.1f} to {max(u):.1f})'
         for n, u in units.items()
         if u
@@ -377,7 +377,7 @@ def write(rows: list[dict], path: Path) -> None:
             '',
             'All points live, none added during the measurement; a fresh process for each row; '
             f'{SECONDS:.0f} s a row, at least 5 steps; quantiles only where steps are enough. '
-            f'The reference, the published CoTracker 3 encoder alone (384 x 512, torch): {told}; '
+            f'The reference, the published CoTracker 3 encoder alone (384 x 512, torch): {times}; '
             'it was measured again beside every number of points, the ratio is to that one. GFLOP '
             'counts convolutions and products. "Of fp32 peak": against a 1024 x 1024 product of '
             f'matrices in ONNX Runtime, timed just before each row (median {peak:.0f} GFLOP/s); '

@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         form = 'fp32' if args.precision == 'int8' else args.precision  # int8 is made of fp32
         meta = step_metadata(model, step, form, args.provenance)
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, and moved there once proven: nobody loads a half-written file.
+        # Beside the target, and moved there once proven: a half-written file is never loaded.
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             made = Path(folder) / args.output.name
             export(step, meta, made)
@@ -221,8 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
             if args.precision == 'int8':
                 full, made = made, made.with_name(f'int8_{made.name}')
                 measure = quantize.measure_of(args)
-                told = quantize.quantize_and_judge(full, made, args.calibration, measure)
-                print(f'{check_parity(step, made, meta, args.points, args.frames)}\n{told}')
+                result = quantize.quantize_and_judge(full, made, args.calibration, measure)
+                print(f'{check_parity(step, made, meta, args.points, args.frames)}\n{result}')
             os.replace(made, args.output)
     except (EngineError, ExportError, ValueError, OSError) as error:
         print(f'export failed: {error}', file=sys.stderr)

@@ -183,10 +183,12 @@ def measure_of(args: argparse.Namespace) -> Measure:
 def gate(measure: Measure, full: Path, quantized: Path, allowed: float = ALLOWED) -> str:
     """Say how both files score; raises ExportError where the quantised one lost too much."""
     before, after = measure(full), measure(quantized)
-    told = f'accuracy: float32 {before:.1f}, int8 {after:.1f} (at most {allowed:.1f} less allowed)'
+    result = (
+        f'accuracy: float32 {before:.1f}, int8 {after:.1f} (at most {allowed:.1f} less allowed)'
+    )
     if not after >= before - allowed:
-        raise ExportError(f'the quantised file is refused; {told}')
-    return told
+        raise ExportError(f'the quantised file is refused; {result}')
+    return result
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

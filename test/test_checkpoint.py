@@ -108,7 +108,7 @@ def test_what_the_keys_do_not_tell_may_be_noted_in_the_file(name, tmp_path):
         save_file(model.state_dict(), path, metadata=metadata)
         assert load_checkpoint(path, (64, 96)).config == model.config
     save_file(model.state_dict(), path, metadata={'window': 'many'})
-    with pytest.raises(ValueError, match='cannot be told; name the file like'):
+    with pytest.raises(ValueError, match='cannot be read off the file; name the file like'):
         load_checkpoint(path, (64, 96))
 
 

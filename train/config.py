@@ -24,7 +24,7 @@ class TrainConfig:
     shape: dict[str, Any] = field(default_factory=dict)  # what differs from its own
     encoder: str = ''  # feature network by its name in cotracker_ros.model; else the network's own
     # contrastive: its encoder alone. realtime, windowed: the whole network, which learns by one
-    # of them unless told.
+    # of them by default.
     objective: str = ''
     size: tuple[int, ...] = ()  # (H, W) px of the model; by default that of the scene
     start: str = ''  # weights to go on from

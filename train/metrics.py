@@ -97,10 +97,10 @@ def on_object(
     own = here[query_t, points] > 0
     judged = _judged(query_t, len(side), strided=False)
     kept, other = judged & own, judged & ~own & visible
-    told = kept & visible
-    right = told & (here >= 0)
+    called_visible = kept & visible
+    right = called_visible & (here >= 0)
     return {
-        'on_object': _share(right, told),
+        'on_object': _share(right, called_visible),
         'held': _share(right, kept),
         'on_background': _share(other & (here <= 0), other),
     }
@@ -147,7 +147,7 @@ def pose(
     a fifth of a head; jitter: mean second difference of the error, in percent of the box;
     smoothness: share of three frames in a row in which the track bends at most 2 % of the box
     more than the truth. Each also for every keypoint, as MEASURE/KEYPOINT. Left out where no
-    head, or no box, is told.
+    head, or no box, is known.
     """
     _check(query_t, truth, true_visible, xy, true_visible)
     judged = _judged(query_t, len(truth), strided=False) & true_visible
@@ -173,10 +173,10 @@ def pose(
         'smoothness': (more <= 0.02 * wide, three & (wide > 0)),
         'jitter': (shake, three & (wide > 0)),
     }
-    told = {'head': (head > 0).any(), 'box': (box > 0).any()}
+    has = {'head': (head > 0).any(), 'box': (box > 0).any()}
     scores = {}
     for name, (values, where) in counted.items():
-        if not told['head' if name in ('pckh', 'temporal_consistency') else 'box']:
+        if not has['head' if name in ('pckh', 'temporal_consistency') else 'box']:
             continue
         scores[name] = _mean(values, where)
         for number in np.unique(keypoint):

@@ -84,8 +84,7 @@ def photo_clips(
     scenes = PhotoScenes(config, pictures, cutouts, 9_000 + seed)
     index = 0
     while True:
-        video, tracks, visible, asked = scenes.clip(index, 48)
-        yield video, tracks, visible, asked
+        yield scenes.clip(index, 48)
         index += 1
 
 

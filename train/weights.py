@@ -59,13 +59,13 @@ def average(parts: Mapping[str, float], output: Path) -> None:
             # Counters of batches are those of the first file.
             mean[name] = part if name not in mean else mean[name] + part * x.is_floating_point()
         metadata = network
-        told = f'{share / total:.0%} of ({noted.get("provenance", Path(path).name)})'
+        provenance = f'{share / total:.0%} of ({noted.get("provenance", Path(path).name)})'
         licence = noted.get('licence', 'unknown')
         if origin is None:
-            origin = Origin(licence, told)
+            origin = Origin(licence, provenance)
         else:
-            joined = origin.trained_on(licence, told)
-            origin = Origin(joined.licence, f'{origin.provenance} and {told}')
+            joined = origin.trained_on(licence, provenance)
+            origin = Origin(joined.licence, f'{origin.provenance} and {provenance}')
     kinds = {name: x.dtype for name, x in load_file(next(iter(parts))).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(

@@ -48,7 +48,7 @@ def read(engine: Path) -> Sidecar:
         raise EngineError(f'{engine}: no such engine file')
     if not path.is_file():
         raise EngineError(
-            f'{engine}: its {path.name} is missing, so nobody knows what it was '
+            f'{engine}: its {path.name} is missing, so it is not known what it was '
             'built for; build it with export/build_trt.py'
         )
     try:

@@ -310,5 +310,5 @@ def _is_stamp(value: object) -> bool:
 
 
 def new_token() -> str:
-    """Return a token that nobody guesses."""
+    """Return a random token."""
     return secrets.token_urlsafe(18)

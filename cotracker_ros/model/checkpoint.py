@@ -1,4 +1,4 @@
-"""Load the weights of networks from published or own files, with what these say of them."""
+"""Load the weights of networks, with their licence and provenance, from published or own files."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
         'unexpected': state.keys() - expected.keys() - set(COMPUTED),
         'of another shape': reshaped,
     }
-    told = [f'{what}: {_some(keys)}' for what, keys in problems.items() if keys]
-    if told:
-        raise ValueError(f'{path.name} has keys that do not fit; ' + '; '.join(told))
+    found = [f'{what}: {_some(keys)}' for what, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f'{path.name} has keys that do not fit; ' + '; '.join(found))
     model.load_state_dict({key: state[key] for key in expected}, strict=True)
     model.origin = origin_of(path, noted, published)
     return model.eval()
@@ -205,11 +205,11 @@ def _model_of(
         changes['stride'] = _named(noted, file, 'stride')
     else:
         raise ValueError(f'{file} is no checkpoint of a known network; it holds {_some(state)}')
-    untold = [key for key, value in changes.items() if value is None]
-    if untold:
+    missing = [key for key, value in changes.items() if value is None]
+    if missing:
         raise ValueError(
-            f'{file}: the {" and ".join(untold)} of this {name} checkpoint cannot be told;'
-            f' name the file like {name}_stride_4_wind_{VARIANTS[name].window}{path.suffix}'
+            f'{file}: the {" and ".join(missing)} of this {name} checkpoint cannot be read off the'
+            f' file; name the file like {name}_stride_4_wind_{VARIANTS[name].window}{path.suffix}'
         )
     return build_model(name, size, **changes)
 

@@ -78,6 +78,7 @@ class InvertedResidual(nn.Module):
         self.residual = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, h, w) to (B, outputs, h / stride, w / stride)."""
         y = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 

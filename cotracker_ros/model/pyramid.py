@@ -28,6 +28,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, h, w) to (B, outputs, h / stride, w / stride)."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.skip(x) + self.norm2(self.conv2(y)))
 

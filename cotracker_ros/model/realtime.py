@@ -1,7 +1,7 @@
 """The real-time member of the family: a small causal tracker for a robot's CPU.
 
-Two scales: who a point is, is told by features of a small picture; where exactly it is, by grey
-patches of a picture of twice that size. Per frame: a convolutional pyramid; correlation maps of
+Two scales: features of a small picture tell points apart; grey patches of a picture of twice that
+size give their exact positions. Per frame: a convolutional pyramid; correlation maps of
 every point's two templates (what it looked like when it was queried, and recently) by one matrix
 product per level; a few refinements, each reading small windows of those maps into one token per
 point. Tokens attend to the point's own last frames, which are cached, and to the other points
@@ -128,6 +128,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, virtual: Tensor, past: Tensor, masks: Masks
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Update tokens x (G, F, N, D) and virtual tracks (G, F, V, D); past (G, N, window - 1,
+        2 D) is the cache of this block. Gives the three anew.
+        """
         update, past = self.time(x.transpose(1, 2), past, masks.time, masks.lag)
         x = x + update.transpose(1, 2)
         virtual = virtual + self.gather(virtual, x, masks.points)

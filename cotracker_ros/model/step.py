@@ -33,7 +33,7 @@ class Step(nn.Module):
     What is kept of whole frames lies in rings (S, B, ...), one row a frame: the newest is written
     to row `state['frame']`, and no other row is ever moved or copied, which for past feature maps
     took a tenth of a step and more. `advance` therefore gives of a ring only the new row (1, B,
-    ...), and whoever keeps the state puts it in place; `forward` does so in a copy.
+    ...), and the keeper of the state writes it to its place; `forward` does so in a copy.
 
     `image_size` is (H, W) in pixels, in which all coordinates are; the frames given are
     `image_scale` times as high and wide. `window` S is the number of frames that a point is judged
@@ -142,7 +142,7 @@ class WindowedStep(Step):
             tokens = model.named(tokens, inputs.get('keypoint'))
             newest = update.apply_delta(newest, model.transformer(tokens, live, wanted=1))
 
-        # In its own frame a point is where it was asked for, and seen.
+        # In its query frame a point is where it was queried, and visible.
         here = query & (age == 0)
         newest = update.begin(where_points(here, still, newest.xy), newest.logits, template)
         corr = self._correlate(read, newest, template)

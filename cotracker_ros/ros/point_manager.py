@@ -1,4 +1,4 @@
-"""Which points are tracked on one camera: initial ones, those asked for, those given up."""
+"""The points of one camera: initial ones, those requested, those given up."""
 
 import math
 import threading
@@ -22,7 +22,7 @@ class PointManager:
     """
 
     def __init__(self, tracker: StreamingTracker, refuse: Callable[[str], None]) -> None:
-        """`refuse(reason)` is told of points that could not be added."""
+        """`refuse(reason)` is called when points could not be added."""
         self._tracker, self._refuse = tracker, refuse
         self._lock = threading.Lock()
         self._placing = True  # whether the initial points go into the next frame

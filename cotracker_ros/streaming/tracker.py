@@ -134,7 +134,8 @@ class StreamingTracker:
 
         late_within: seconds by which a stamp may go back without being a jump. query_timeout:
         seconds of the stream for which a point waits for a frame of its stamp. Both may be set
-        later, as may `on_drop`, which is told why points were dropped that had not started.
+        later, as may `on_drop`, which is called with the reason when points are dropped that had
+        not started.
         """
         if not isinstance(model, engines.Engine):
             model = engines.load(model, engine, slots=max_points, threads=threads)
@@ -195,7 +196,7 @@ class StreamingTracker:
         tracks when they start. Raises ValueError, and then changes nothing, if a value is not
         finite or lies outside the image, if there are not enough free slots, or if `stamp` is
         older than the frames that the model still remembers. Points added before the first frame
-        are checked when it arrives; one outside is dropped, and `on_drop` is told.
+        are checked when it arrives; one outside is dropped, and `on_drop` is called.
         """
         xy = _checked_points(xy, stamp)
         count = len(xy)

@@ -18,7 +18,7 @@ class BatchConfig:
 
     clips: int = 2
     points: int = 64
-    support: int = 0  # side of a grid of points beside them, of which nothing is asked
+    support: int = 0  # side of a grid of points beside them, which no loss counts
     bank: int = 64  # generated textures in use at a time
     # frame rate of a clip against the scene's own, log-uniform
     pace: tuple[float, float] = (0.5, 2.0)
@@ -63,7 +63,8 @@ class Clips:
 
     def with_support(self, side: int, size: tuple[int, int]) -> Clips:
         """Add a grid of side x side points over `size` (H, W), px of the tracks, to the first
-        frame. Nothing is known of them: the others look at them, as at support points in use.
+        frame. No truth is known of them; the other points attend to them, as to support points
+        in use.
         """
         if not side:
             return self

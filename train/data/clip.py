@@ -16,9 +16,9 @@ class DataError(ValueError):
 class Pose:
     """What errors of people's keypoints are measured against; see metrics.pose."""
 
-    head: np.ndarray  # (T, N) px, size of the person's head; 0 where it is not told
-    box: np.ndarray  # (T, N) px, longer side of the person's box; 0 where it is not told
-    area: np.ndarray  # (T, N) px^2 of the person; 0 where it is not told
+    head: np.ndarray  # (T, N) px, size of the person's head; 0: unknown
+    box: np.ndarray  # (T, N) px, longer side of the person's box; 0: unknown
+    area: np.ndarray  # (T, N) px^2 of the person; 0: unknown
     keypoint: np.ndarray  # (N,) COCO's number, cotracker_ros.skeleton
     instance: np.ndarray  # (N,) number of the person in the clip
 
@@ -130,7 +130,9 @@ def with_occluder(clip: Clip, start: int, frames: int) -> Clip:
 
 
 def beginning(clip: Clip, frames: int, asked_before: int) -> Clip | None:
-    """Return the first frames of a clip with the points asked for before a frame, if any."""
+    """Return the first frames of a clip with the points queried before frame
+    `asked_before`; None where there are none.
+    """
     early = clip.queries[:, 0] < asked_before
     if not early.any():
         return None

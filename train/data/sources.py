@@ -109,7 +109,7 @@ class RecordedSource:
 
     def cut(self, clip: Clip, rng: np.random.Generator) -> Clips | None:
         """Frames of a random stretch at a random pace, forwards or backwards, and points with the
-        frames that they are asked for in: half of them the first, the others a random one; where a
+        frames that they are queried in: half of them the first, the others a random one; where a
         point is not visible there, the first that shows it. None where there are too few.
         """
         frames, points = self.frames, self.config.points
@@ -243,7 +243,7 @@ class PoseTrackSource:
 
 
 def whole_person(clip: Clip, keypoint: np.ndarray) -> Clips:
-    """A batch of one clip with 17 points, of which those of keypoints (N,) are told."""
+    """A batch of one clip with 17 points, of which those of keypoints (N,) are known."""
     frames = len(clip.video)
     tracks, query = np.zeros((frames, COUNT, 2), np.float32), np.zeros(COUNT, np.int64)
     visible, known = np.zeros((frames, COUNT), bool), np.zeros((frames, COUNT), bool)

@@ -59,8 +59,8 @@ def _badja_clip(root: Path, path: Path) -> Clip:
         tracks[t] = joints[:, ::-1] * (width / 1920, height / 1080)
         visible[t], known[t] = seen, seen
         area[t] = _read_mask(root, images[frame]).sum()
-    asked = visible[0]
-    tracks, visible, known = tracks[:, asked], visible[:, asked], known[:, asked]
+    first = visible[0]
+    tracks, visible, known = tracks[:, first], visible[:, first], known[:, first]
     queries = np.insert(tracks[0], 0, 0, axis=1)
     return Clip(name, video, queries, tracks, visible, known, area)
 

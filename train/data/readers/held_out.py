@@ -25,7 +25,7 @@ def held_out(
     """Yield the procedural held-out set, rendered into the file `path` if there is none yet.
 
     320 x 512 px, textured with photographs of scikit-image, encoded as JPEG of quality 95 as a
-    camera's would be. Each point is asked for in the frame that the renderer chose, half of the
+    camera's would be. Each point is queried in the frame that the renderer chose, half of the
     clips in the first. Rendering takes torch, scikit-image and some minutes; reading neither.
     """
 
@@ -43,7 +43,7 @@ def held_out(
 def people(path: str | Path, clips: int = 12, frames: int = 48) -> Iterator[Clip]:
     """Yield the keypoints of rendered people, held out as `held_out`'s clips are, with Clip.pose.
 
-    One to three people a clip; each keypoint is asked for in the frame that first shows it.
+    One to three people a clip; each keypoint is queried in the frame that first shows it.
     Hidden keypoints are known. A person's box is the extent of its keypoints, a tenth of its
     height more on all sides; the person's area is half of it. Sizes of heads are not known.
     """

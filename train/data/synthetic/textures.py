@@ -59,6 +59,7 @@ class TextureBank(RandomSource):
         return torch.stack([self.crop(side) for _ in range(count)])
 
     def crop(self, side: int) -> Tensor:
+        """A random part of a random texture, recoloured: (3, side, side) in [0, 1]."""
         # From twice magnified to the whole texture: frames of a camera are sharp and full of
         # detail, and some of their surfaces are smooth.
         texture = self.generated[self.integer(len(self.generated))]
@@ -187,5 +188,6 @@ class TextureBank(RandomSource):
         )
 
     def stretch(self, x: Tensor) -> Tensor:
+        """Scale each channel of x (3, h, w) to [0, 1]."""
         low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
         return (x - low) / (high - low + 1e-6)
