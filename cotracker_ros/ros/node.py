@@ -198,10 +198,12 @@ class TrackerNode(LifecycleNode):
         reason = parameters.refusal(changes)
         try:
             if not reason and self._cameras:
-                p = parameters.values(self)
-                for change in changes:
-                    if change.name in parameters.BY_NAME:
-                        setattr(p, change.name, parameters.clean(change.name, change.value))
+                changed = {
+                    change.name: parameters.clean(change.name, change.value)
+                    for change in changes
+                    if change.name in parameters.BY_NAME
+                }
+                p = parameters.values(self, **changed)
                 _check_points(p, self._cameras[0].slots)
                 if any(change.name == 'query_points' for change in changes):
                     for camera in self._cameras:

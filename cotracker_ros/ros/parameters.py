@@ -8,9 +8,8 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from cotracker_ros.engines import ENGINES, MAX_SLOTS
@@ -364,11 +363,15 @@ def _descriptor(p: Parameter):
     return descriptor
 
 
-def values(node) -> SimpleNamespace:
-    """Return the current values of the table, checked, as attributes."""
-    return SimpleNamespace(
-        **{p.name: clean(p.name, node.get_parameter(p.name).value) for p in TABLE}
-    )
+NodeParameters = make_dataclass('NodeParameters', [p.name for p in TABLE], frozen=True)
+
+
+def values(node, **changed) -> Any:
+    """Return the current values of the table, checked, as read-only attributes; `changed` are
+    values that take the place of some.
+    """
+    current = {p.name: clean(p.name, node.get_parameter(p.name).value) for p in TABLE}
+    return NodeParameters(**(current | changed))
 
 
 def refusal(changes) -> str:
