@@ -3,6 +3,7 @@ PYTHON ?= python3
 ROS ?= jazzy
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 VIDEO ?=
 LIVE ?=
 SHELL := /bin/bash
@@ -31,7 +32,7 @@ BENCH ?=
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
-	@echo 'Variables: PYTHON=$(PYTHON)  ROS=$(ROS) (wheels; unused where ROS_DISTRO is set)  VIDEO='
+	@echo 'Variables: PYTHON=$(PYTHON)  ROS=$(ROS) (wheels; unused where ROS_DISTRO is set)  VIDEO=  JOBS=$(JOBS)'
 
 demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in build/demo (VIDEO=file, folder or device; LIVE=1: a page in the browser)
 	@$(if $(LIVE),$(INSTALL) 'aiohttp>=3.8')
@@ -39,8 +40,8 @@ demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in bui
 
 dev: $(VENV)/stamp-dev  ## .venv with the package (editable) and all development tools, torch too
 
-test: $(VENV)/stamp-dev  ## All tests
-	$(BIN)/python -m pytest
+test: $(VENV)/stamp-dev  ## All tests, JOBS=2 files at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15
 
 test-runtime:  ## Tests in an environment with only what running needs (PYTHON=python3.12 ROS=kilted)
 	$(MAKE) --no-print-directory VENV=$(RUNTIME) $(RUNTIME)/stamp-test

@@ -50,6 +50,7 @@ EXTRAS = {
         'onnx>=1.16',  # small graphs to run
         'pytest>=7.4',
         'pytest-timeout>=2.1',
+        'pytest-xdist>=3.5',  # make test: most tests wait, for processes and for DDS
         'selenium>=4.10',  # clicks on the live view in a real browser
         'pyyaml>=5.4',  # the launch file reads parameter files
         'setuptools',

@@ -8,7 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import texture
+from conftest import PATIENCE, texture
 
 pytest.importorskip('rclpy', reason='needs ROS 2')
 
@@ -46,14 +46,14 @@ def test_a_folder_is_published_again_and_again(start_tracker, tmp_path):
         assert tracker.tracks[-1].width == 4
     finally:
         camera.send_signal(signal.SIGINT)
-        _, errors = camera.communicate(timeout=30)
+        _, errors = camera.communicate(timeout=PATIENCE)
     assert camera.returncode == 0, errors
 
 
 def test_a_file_that_is_missing_ends_it_with_one_line(start_tracker):
     tracker = start_tracker(ready=False)
     camera = command(tracker, source='missing.mp4')
-    _, errors = camera.communicate(timeout=60)
+    _, errors = camera.communicate(timeout=PATIENCE)
     assert camera.returncode == 1
     assert errors.strip() == 'camera: missing.mp4: no such file, folder or device'
 
@@ -66,5 +66,5 @@ def test_a_device_that_is_missing_is_waited_for(start_tracker):
         assert camera.poll() is None
     finally:
         camera.send_signal(signal.SIGINT)
-        camera.communicate(timeout=30)
+        camera.communicate(timeout=PATIENCE)
     assert camera.returncode == 0

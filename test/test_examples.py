@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXTURE
+from conftest import PATIENCE, TEXTURE
 
 pytest.importorskip('rclpy', reason='needs ROS 2')
 
@@ -41,7 +41,7 @@ def started(request):
     yield start
     for child in children:
         child.send_signal(signal.SIGINT)
-        child.wait(20)
+        child.wait(PATIENCE)
 
 
 def test_python_subscriber(start_tracker, started, tmp_path):
@@ -97,7 +97,7 @@ def test_a_robot_follows_and_stops(start_tracker, started):
     tracker.until(lambda: commands and commands[-1].angular.z == 0)  # no more tracks
     assert commands[-1].linear.x == 0
     child.send_signal(signal.SIGINT)
-    assert child.wait(60) == 0
+    assert child.wait(PATIENCE) == 0
 
 
 # track_detections

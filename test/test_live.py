@@ -16,7 +16,7 @@ from array import array
 import cv2
 import numpy as np
 import pytest
-from conftest import texture
+from conftest import PATIENCE, texture
 
 pytest.importorskip('rclpy', reason='needs ROS 2')
 aiohttp = pytest.importorskip('aiohttp', reason='needs aiohttp')
@@ -173,7 +173,7 @@ def connected(session, url):
 async def said(channel) -> dict:
     """The next answer to a command."""
     while True:
-        message = await asyncio.wait_for(channel.receive(), 20)
+        message = await asyncio.wait_for(channel.receive(), PATIENCE)
         if message.type == aiohttp.WSMsgType.TEXT and 'say' in json.loads(message.data):
             return json.loads(message.data)
         assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
@@ -273,7 +273,7 @@ def test_a_slow_browser_delays_nobody_and_gets_the_newest_frame(monkeypatch):
 
     async def frame_of(channel) -> dict:
         while True:
-            message = await asyncio.wait_for(channel.receive(), 20)
+            message = await asyncio.wait_for(channel.receive(), PATIENCE)
             assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
             if message.type == aiohttp.WSMsgType.BINARY:
                 return unpacked(message.data)[0]
@@ -308,13 +308,13 @@ def test_an_image_that_cannot_be_shown_is_reported_and_the_next_one_is():
             bad = Image(encoding='secret', width=2, height=2, step=2)
             server.offer(Frame(1, bad, None, None))
             while True:
-                message = await asyncio.wait_for(channel.receive_str(), 20)
+                message = await asyncio.wait_for(channel.receive_str(), PATIENCE)
                 report = json.loads(message)['report']
                 if report['level'] == 'error':
                     break
             assert 'secret' in report['message']
             server.offer(frame(2))
-            message = await asyncio.wait_for(channel.receive(), 20)
+            message = await asyncio.wait_for(channel.receive(), PATIENCE)
             assert unpacked(message.data)[0]['number'] == 2
 
     asyncio.run(run())
@@ -345,7 +345,7 @@ class Live:
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(30)
+            return self.process.wait(PATIENCE)
         finally:
             self.process.kill()
             self.process.stdout.close()
@@ -504,9 +504,9 @@ def test_demo_with_a_live_view(tmp_path):
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = next(line.split()[-1] for line in demo.stdout if 'http' in line)
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             assert b'cotracker_ros live' in answer.read()
     finally:
         demo.send_signal(signal.SIGINT)
-        _, errors = demo.communicate(timeout=60)
+        _, errors = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, errors

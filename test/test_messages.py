@@ -445,7 +445,7 @@ def images(draw) -> Image:
                  data=array('B', data))  # fmt: skip
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(images())
 def test_any_image_converts_or_raises_the_documented_error(msg):
     with contextlib.suppress(MessageError):
@@ -489,7 +489,7 @@ def clouds(draw) -> PointCloud2:
                        is_bigendian=draw(st.booleans()), data=array('B', data))  # fmt: skip
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(clouds())
 def test_any_cloud_converts_or_raises_the_documented_error(msg):
     with contextlib.suppress(MessageError):

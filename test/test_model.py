@@ -80,7 +80,6 @@ def test_features_are_the_published(name, golden):
     np.testing.assert_allclose(features[::16], golden['fmap_frame0'], rtol=0, atol=1e-10)
 
 
-@pytest.mark.timeout(600)  # networks of full size in float64
 @pytest.mark.parametrize('iterations', [1, 4])
 @pytest.mark.parametrize('name', FAMILY)
 def test_tracks_are_the_published(name, iterations, golden):
@@ -90,7 +89,6 @@ def test_tracks_are_the_published(name, iterations, golden):
     assert_golden(tracks, golden, name, f'iters{iterations}')
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize('name', ['cotracker2', 'cotracker3_online'])
 def test_calls_of_the_online_schedule_are_the_published(name, golden):
     model, frames = golden_network(name)

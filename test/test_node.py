@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2')
 
 from builtin_interfaces.msg import Time
-from conftest import texture
+from conftest import PATIENCE, texture
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point, PointStamped
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -43,11 +43,6 @@ class Slow(node.StreamingTracker):
 node.StreamingTracker = Slow
 raise SystemExit(node.main())
 """
-
-
-def crowding() -> float:
-    """How many times slower than alone this machine runs a program now."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def queries(rows, stamp: Time | None = None) -> PointCloud2:
@@ -126,6 +121,11 @@ def test_query_of_a_past_frame_starts_there(start_tracker):
     assert rows['age'][0] >= 3
 
 
+def received(status) -> int:
+    """Images that had arrived at a status."""
+    return int({v.key: v.value for v in status.values}['images received'])
+
+
 def test_services(start_tracker):
     tracker = start_tracker(initial_grid=2)
     before = tracker.track()['id']
@@ -138,7 +138,9 @@ def test_services(start_tracker):
     assert 'dropped 4 points' in tracker.call(Trigger, '~/reset').message
     assert (tracker.track()['age'] == 0).all()
     assert tracker.call(SetBool, '~/enable', SetBool.Request(data=False)).message == 'paused'
+    before = tracker.diagnostic(lambda s, v: v['enabled'] == 'false')
     unseen = tracker.send()
+    tracker.diagnostic(lambda s, v: int(v['images received']) > received(before))
     assert tracker.call(SetBool, '~/enable', SetBool.Request(data=True)).success
     rows = tracker.track()
     assert (rows['age'] == 1).all()
@@ -253,7 +255,7 @@ def test_slots_grow_to_the_initial_points(start_tracker):
 )
 def test_wrong_parameters_end_the_start_with_one_message(start_tracker, values, message):
     tracker = start_tracker(ready=False, **values)
-    assert tracker.process.wait(30) in (1, 2)
+    assert tracker.process.wait(PATIENCE) in (1, 2)
     said = tracker.output()
     assert message in said and 'Traceback' not in said
 
@@ -345,7 +347,7 @@ def test_qualities_of_service_can_be_overridden(start_tracker):
     topic = f'/picture_{os.getpid()}'
     extra = ('-r', f'image:={topic}', '-p', f'{key}.depth:=3', '-p', f'{key}.reliability:=')
     wrong = start_tracker(ready=False, extra=(*extra[:-1], extra[-1] + 'sometimes'))
-    assert wrong.process.wait(60) == 1
+    assert wrong.process.wait(PATIENCE) == 1
     assert f'{key}.reliability must be best_available, reliable or' in wrong.output()
     for choice in ('best_effort', 'reliable'):
         tracker = start_tracker(ready=False, extra=(*extra[:-1], extra[-1] + choice))
@@ -399,8 +401,7 @@ def test_each_parameter_is_fixed_or_takes_effect_while_running(start_tracker):
     assert tracker.set('image_timeout', 0.1).successful
     tracker.diagnostic(lambda s, v: s.message.startswith('no image for'))
     assert tracker.set('age_budget', 0.001).successful
-    tracker.track()
-    tracker.diagnostic(lambda s, v: 'older than 1 ms' in s.message)
+    tracker.diagnostic(lambda s, v: tracker.send() and 'older than 1 ms' in s.message)
 
     assert tracker.set('hold_frozen', True).successful
 
@@ -415,10 +416,11 @@ def test_each_parameter_is_fixed_or_takes_effect_while_running(start_tracker):
     assert tracker.set('overlay_rate', 240.0).successful
     tracker.until(lambda: tracker.track() is not None and len(pictures) > 3)
     assert tracker.set('overlay_rate', 0.1).successful
-    start, many = time.monotonic(), len(pictures)
+    start, before = time.monotonic(), tracker.stamp
     for _ in range(20):
         tracker.track()
-    assert len(pictures) <= many + 3 + (time.monotonic() - start) / 10
+    drawn = [p for p in pictures if p.header.stamp.sec * 10**9 + p.header.stamp.nanosec > before]
+    assert len(drawn) <= 1 + (time.monotonic() - start) / 10
 
     assert tracker.set('initial_corners', 5).successful
     tracker.call(Trigger, '~/resample')
@@ -477,26 +479,6 @@ def test_lifecycle_failure_is_logged_and_can_be_tried_again(start_tracker):
     assert not tracker.call(ChangeState, '~/change_state', request).success
     assert "on_configure: no model 'nothing'" in tracker.output()
     assert tracker.call(GetState, '~/get_state').current_state.label == 'unconfigured'
-
-
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_node(start_tracker, number):
-    tracker = start_tracker()
-    start = time.monotonic()
-    assert tracker.end(number) == 0
-    assert time.monotonic() - start < 2 * crowding()
-    assert 'Traceback' not in tracker.output()
-
-
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_node_during_a_step(start_tracker, number):
-    tracker = start_tracker(('-c', SLOW.format(seconds=600)), ready=False)
-    tracker.send()
-    tracker.until(lambda: 'step' in tracker.output())
-    start = time.monotonic()
-    assert tracker.end(number) == 0
-    assert time.monotonic() - start < 2 * crowding()
-    assert 'Traceback' not in tracker.output()
 
 
 def test_the_newest_image_wins(start_tracker):
@@ -660,8 +642,8 @@ def test_several_cameras_do_not_disturb_each_other(start_tracker):
         sent = tracker.send(topic='front/image')
         tracker.until(lambda want=sent: answers['front'][-1].header == want.header)
         assert cloud_to_tracks(answers['front'][-1])['id'].tolist() == ids['front']
-    status = tracker.diagnostic(lambda s, v: s.name.endswith(': rear') and 'abc' in s.message)
-    assert status.level >= DiagnosticStatus.WARN
+    status = tracker.until(lambda: next((s for s in tracker.status if 'abc' in s.message), None))
+    assert status.name.endswith(': rear') and status.level >= DiagnosticStatus.WARN
     sent = tracker.send(topic='rear/image')
     tracker.until(lambda: answers['rear'][-1].header == sent.header)
     assert cloud_to_tracks(answers['rear'][-1])['id'].tolist() == ids['rear']
@@ -693,6 +675,7 @@ raise SystemExit(node.main())
 
 
 def test_tracking_goes_on_after_the_engine_failed(start_tracker):
+    start = time.monotonic()
     tracker = start_tracker(('-c', FAILING), ready=False, initial_grid=2)
 
     def failed():
@@ -706,7 +689,8 @@ def test_tracking_goes_on_after_the_engine_failed(start_tracker):
     tracker.until(lambda: tracker.send() and len(tracker.tracks) > before + 2)
     assert set(cloud_to_tracks(tracker.tracks[-1])['id']) == ids
     assert 'RuntimeError: a bug' in tracker.output()
-    assert tracker.output().count('the device is lost') == 1  # throttled
+    most = 1 + (time.monotonic() - start) / 5  # throttled
+    assert 1 <= tracker.output().count('the device is lost') <= most
 
 
 def test_an_engine_that_fails_for_one_camera_leaves_the_other(start_tracker):
@@ -752,8 +736,10 @@ def test_points_are_retired_and_refilled(start_tracker):
     tracker.until(masked)
 
 
-@pytest.mark.parametrize('program', [('-m', 'cotracker_ros'), ('-c', SLOW.format(seconds=600))])
-def test_nothing_stays_behind_in_shared_memory(start_tracker, program):
+# The step lasts for ever; the process would too, if it waited for it.
+@pytest.mark.parametrize('program', [('-m', 'cotracker_ros'), ('-c', SLOW.format(seconds=10**6))])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_node_and_nothing_stays_behind(start_tracker, program, number):
     tracker = start_tracker(program, ready=False)
     tracker.send()
     tracker.until(lambda: tracker.tracks or 'step' in tracker.output())
@@ -761,6 +747,7 @@ def test_nothing_stays_behind_in_shared_memory(start_tracker, program):
     files = {Path(word) for word in maps if word.startswith('/dev/shm/fast')}
     shared = {f for f in files if '_port7' not in f.name}  # 7000 and up: of all domains
     assert shared  # Fast DDS does use it
-    assert tracker.end(signal.SIGINT) == 0
+    assert tracker.end(number) == 0
+    assert 'Traceback' not in tracker.output()
     tracker.close()  # ours, whose files it had open too
     assert not [file for file in shared if file.exists()]

@@ -19,7 +19,6 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 
 from cotracker_ros.ros.messages import cloud_to_tracks
-from cotracker_ros.ros.publishing import send
 
 RNG = np.random.default_rng(5)
 
@@ -38,14 +37,14 @@ def test_camera_stops_and_returns_with_another_clock(start_tracker):
     tracker.diagnostic(lambda s, v: tracker.track() is not None and 'no image' not in s.message)
 
 
-@pytest.mark.parametrize('kind', ['noise', 'cut'])
-def test_pictures_without_a_past_give_finite_tracks(start_tracker, kind):
+def test_pictures_without_a_past_give_finite_tracks(start_tracker):
+    """Noise, then a cut to another scene."""
     tracker = start_tracker(initial_grid=4)
     ids = tracker.track()['id'].tolist()
+    noise = RNG.integers(0, 256, (3, 240, 320, 3), np.uint8)
     other = RNG.integers(0, 256, (240, 320, 3), np.uint8)
-    for shift in range(3):
-        noise = RNG.integers(0, 256, (240, 320, 3), np.uint8)
-        rows = tracker.track(noise if kind == 'noise' else np.roll(other, shift, 1))
+    for picture in (*noise, *(np.roll(other, shift, 1) for shift in range(3))):
+        rows = tracker.track(picture)
         assert rows['id'].tolist() == ids
         assert all(
             np.isfinite(rows[name]).all() for name in ('x', 'y', 'visibility', 'confidence')
@@ -73,13 +72,17 @@ def test_floods_on_all_inputs(start_tracker):
     ]
     spaces = []
     tracker.node.create_subscription(PointCloud2, 'tracker/tracks_3d', spaces.append, 10)
+    start = time.monotonic()
     for _ in range(300):
         for publisher, msg in inputs:
-            send(publisher, msg)  # on a busy machine the middleware takes only some
+            publisher.publish(msg)
     assert tracker.track()['id'].tolist() == ids
-    status = tracker.diagnostic(lambda s, v: int(v['queries refused']) > 0)
+    status = tracker.until(
+        lambda: next((s for s in tracker.status if 'query refused' in s.message), None)
+    )
     assert status.level > DiagnosticStatus.OK
-    assert tracker.output().count('query refused') < 10  # throttled
+    most = 1 + (time.monotonic() - start) / 5  # throttled
+    assert 1 <= tracker.output().count('query refused') <= most
     assert tracker.track()['id'].tolist() == ids
     assert not spaces
 
@@ -222,7 +225,7 @@ def cycle(tracker, count: int) -> None:
 
 
 def test_lifecycle_cycles_do_not_leak(start_tracker):
-    """A model that is not given back costs 64 MB: over 500 here, more than any allocator keeps.
+    """A model that is not given back costs 64 MB: over 300 here, more than any allocator keeps.
 
     What was freed goes back to the system sooner or later, so peaks are compared with lows.
     """
@@ -232,22 +235,28 @@ def test_lifecycle_cycles_do_not_leak(start_tracker):
     def sizes(cycles: int) -> list[float]:
         return [cycle(tracker, 1) or resident(pid) for _ in range(cycles)]
 
-    before = max(sizes(4))
+    before = max(sizes(3))
     threads = len(list(Path(f'/proc/{pid}/task').iterdir()))
-    after = min(sizes(8)[-2:])
+    after = min(sizes(5)[-2:])
     assert after < before + 150
-    assert len(list(Path(f'/proc/{pid}/task').iterdir())) <= threads + 1
+    tracker.until(lambda: len(list(Path(f'/proc/{pid}/task').iterdir())) <= threads + 1)
 
 
 def test_services_answer_while_images_flood(start_tracker):
     tracker = start_tracker(initial_grid=2)
     publisher = tracker.publisher(Image, 'image')
+    clear = tracker.node.create_client(Trigger, 'tracker/clear')
+    tracker.until(clear.service_is_ready)
+    images = [tracker.image() for _ in range(8)]
     for _ in range(5):
-        for _ in range(30):
-            publisher.publish(tracker.image())
-        start = time.monotonic()
-        assert tracker.call(Trigger, '~/clear').success
-        assert time.monotonic() - start < 20
+        answer = clear.call_async(Trigger.Request())
+
+        def flooded(answer=answer):
+            for image in images:
+                publisher.publish(image)
+            return answer.done()
+
+        tracker.until(flooded)
 
 
 def test_images_that_do_not_fit_the_shared_memory_are_diagnosed(start_tracker):

@@ -1,5 +1,7 @@
 import threading
 
+from conftest import PATIENCE
+
 from cotracker_ros.ros.mailbox import Mailbox
 
 
@@ -27,9 +29,9 @@ def test_take_waits_for_an_item_or_the_end():
     worker = threading.Thread(target=work)
     worker.start()
     mailbox.put('camera', 'image')
-    assert done.wait(60)
+    assert done.wait(PATIENCE)
     mailbox.close()
-    worker.join(60)
+    worker.join(PATIENCE)
     assert not worker.is_alive() and taken == [('camera', 'image')]
     mailbox.put('camera', 'too late')
     assert mailbox.take() is None

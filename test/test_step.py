@@ -282,7 +282,6 @@ class Flat(nn.Module):
         return (*out.values(), *(state[name] for name in self.names))
 
 
-@pytest.mark.timeout(600)  # the exporter is slow
 @pytest.mark.parametrize('name', STREAMED)
 def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
     ort = pytest.importorskip('onnxruntime')

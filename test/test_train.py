@@ -280,9 +280,9 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     ]
     for process in both:
         process.start()
-    told = sorted([results.get(timeout=300) for _ in both], key=lambda x: x[0])
+    told = sorted([results.get(timeout=800) for _ in both], key=lambda x: x[0])
     for process in both:
-        process.join(60)
+        process.join()
 
     one = Run(config, tmp_path / 'one', 'cpu')
     source = procedural(config, config.seed)

@@ -72,7 +72,7 @@ class Process:
         if self._child.stdin is not None:
             self._child.stdin.close()
 
-    def stop(self, seconds: float = 5.0) -> int:
+    def stop(self, seconds: float = 30.0) -> int:
         """Interrupt the process, end it if it does not listen; returns its status."""
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
@@ -178,7 +178,7 @@ def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tupl
         figures = None
         while figures is None:
             try:
-                line = processes[0].lines.get(timeout=5)
+                line = processes[0].lines.get(timeout=30)
             except queue.Empty:  # it ended early: say why
                 recording.check()
                 raise DemoError('the recorder gave no figures') from None
