@@ -26,7 +26,7 @@ OPTIONAL = (
     'aiohttp', 'av', 'fsspec', 'hypothesis', 'matplotlib', 'onnx', 'rosbags', 'safetensors',
     'scipy', 'skimage', 'torch', 'tqdm', 'yaml',
 )  # fmt: skip
-PATIENCE = 240.0  # seconds to wait for anything; a loaded machine is slow, not wrong
+PATIENCE = 600.0  # seconds to wait for anything; a loaded machine is slow, not wrong
 RESEND = 20.0  # seconds without an answer after which a service is called again
 
 rng = np.random.default_rng(11)

@@ -280,7 +280,7 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     ]
     for process in both:
         process.start()
-    told = sorted([results.get(timeout=800) for _ in both], key=lambda x: x[0])
+    told = sorted([results.get(timeout=1000) for _ in both], key=lambda x: x[0])
     for process in both:
         process.join()
 
