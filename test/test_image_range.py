@@ -97,6 +97,16 @@ def test_auto_does_not_flicker_once_the_first_images_are_seen():
     np.testing.assert_array_equal(seen(image_range, values), before)
 
 
+@pytest.mark.parametrize('change', [-4_000, 4_000])
+def test_auto_leaves_room_for_light_that_changes(change):
+    """A fifth of the scene's span darker or brighter, nothing is clipped at either end."""
+    image_range = ImageRange()
+    values = (10_000 + SCENE * 20_000).astype(np.uint16)
+    seen(image_range, values, FIRST_IMAGES)
+    picture = seen(image_range, (values.astype(int) + change).astype(np.uint16))
+    assert picture.min() > 0 and picture.max() < 255
+
+
 def test_auto_takes_light_that_is_switched_on():
     image_range = ImageRange()
     seen(image_range, (SCENE * 1000).astype(np.uint16), FIRST_IMAGES + 5)

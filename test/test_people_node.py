@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXTURE
+from conftest import PATIENCE, TEXTURE
 
 pytest.importorskip('rclpy', reason='needs ROS 2')
 from sensor_msgs.msg import Image, PointCloud2
@@ -100,6 +100,7 @@ class Robot:
         self.publish = lambda rows, header: poses.publish(rows_to_cloud(rows, header))
         # Everybody hears everybody before the first detection.
         tracker.until(lambda: tracker.node.count_publishers('tracker/queries') == 1)
+        tracker.until(lambda: tracker.track(picture(shift)) is not None and self.heard)
         self.frame()
 
     def frame(self) -> np.ndarray:
@@ -131,7 +132,7 @@ class Robot:
     def end(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -246,5 +247,5 @@ def test_any_detector_becomes_a_node(start_tracker, tmp_path):
     assert found[0, 0, 2] == 0
     assert node.end(signal.SIGINT) == 0
     nothing = start_tracker((program,), ready=False, detector='no_such_program')
-    assert nothing.process.wait(60) == 1 and 'no_such_program' in nothing.output()
+    assert nothing.process.wait(PATIENCE) == 1 and 'no_such_program' in nothing.output()
     assert 'Traceback' not in node.output() + nothing.output()
