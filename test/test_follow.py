@@ -86,6 +86,8 @@ def test_the_nearest_are_matched_first():
     at = {n: person(x, 10)[:, :2] for n, x in ((7, 10), (8, 18))}
     found = np.stack([person(16, 10)[:, :2], person(19, 10)[:, :2], person(200, 10)[:, :2]])
     assert match(found, at) == [7, 8, None]
+    swapped = np.stack([person(17, 10)[:, :2], person(11, 10)[:, :2]])
+    assert match(swapped, at) == [8, 7]  # not the first that is near enough
     hidden = found.copy()
     hidden[0, 1:] = np.nan
     assert match(hidden, at) == [7, 8, None]

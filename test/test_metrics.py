@@ -264,6 +264,11 @@ def test_redetection_by_hand():
     assert scores == {'episodes': 2, 'recovered': 50, 'reported': 0}
     scores = metrics.redetection(*args, shortest=2, frames=4)
     assert scores == {'episodes': 1, 'recovered': 100, 'reported': 0}
+    for away, share in ((slice(5, 8), 0), (slice(6, 8), 100)):  # half of the frames count
+        some = xy.copy()
+        some[away] = 20, 0
+        scores = metrics.redetection(*args[:3], some, *args[4:], shortest=2, frames=4)
+        assert scores['recovered'] == share
     scores = metrics.redetection(*args, longest=1)
     assert scores == {'episodes': 1, 'recovered': 0, 'reported': 0}
     scores = metrics.redetection(np.array([4]), *args[1:])
