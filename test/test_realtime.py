@@ -12,7 +12,13 @@ torch = pytest.importorskip('torch')
 from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.geometry import rescale  # noqa: E402
 from cotracker_ros.model import load_checkpoint  # noqa: E402
-from cotracker_ros.model.realtime import RealtimeConfig, RealtimeTracker  # noqa: E402
+from cotracker_ros.model.realtime import (  # noqa: E402
+    Masks,
+    Motion,
+    RealtimeConfig,
+    RealtimeTracker,
+    Refiner,
+)
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
 from train.objectives.realtime import TeacherForcing, encode, refine_all, roll_out  # noqa: E402
@@ -89,6 +95,36 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
     assert torch.allclose(shown.sigmoid()[0][after], streamed[..., 2][after], atol=2e-3)
     for one, two in zip(network[1:], record.network[1:], strict=True):
         assert torch.allclose(one[0][after], two[0][after], atol=2e-3)
+
+
+@torch.no_grad()
+def test_the_state_holds_how_far_a_point_moved(model, clips):
+    step = RealtimeStep(model)
+    state, before = step.initial_state(1, 2), None
+    for t, frame in enumerate(clips.video[0, :4]):
+        queries = {0: (30, 40, 0), 1: (80, 50, 0)} if t == 0 else ()
+        out, state = step(inputs(frame[None], 2, queries, range(2)), state)
+        moved = 0 * out['xy'] if before is None else out['xy'] - before
+        assert torch.allclose(state['velocity'], moved, atol=1e-4)
+        before = out['xy']
+    assert moved.abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_the_search_starts_ahead_by_half_of_the_last_displacement():
+    """Seen in a head that corrects nothing."""
+    refiner = Refiner(CONFIG).eval()
+    torch.nn.init.zeros_(refiner.head[1].weight)
+    refiner.head[1].bias[:2], refiner.head[1].bias[2:] = 0, -50  # no shift, all gates closed
+    some = torch.zeros(1, 1, 1)
+    motion = Motion(
+        torch.tensor([[[[40.0, 30]]]]), torch.tensor([[[[4.0, -2]]]]), some, some, some
+    )
+    maps = [torch.zeros(1, 2, h, w) for h, w in ((12, 16), (6, 8), (3, 4), (1, 2))]
+    masks = Masks.build(torch.zeros(1, 1, 1, dtype=torch.int32), some > -1, CONFIG.window)
+    past = [torch.zeros(1, 1, CONFIG.window - 1, refiner.cache_width)]
+    found = refiner(maps, motion, masks, past, 1).estimates[-1].xy
+    assert torch.allclose(found, torch.tensor([[[[42.0, 29]]]]), atol=1e-4)
 
 
 def encode_exact(model, clips):
