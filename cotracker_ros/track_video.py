@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cotracker_ros import geometry
 from cotracker_ros.demo.video import Video, VideoError, is_short, open_video
 from cotracker_ros.engines import ENGINES, EngineError
 from cotracker_ros.points import grid
@@ -259,11 +260,9 @@ def _check_reached(queries: np.ndarray, frames: int) -> None:
 
 
 def _check_inside(queries: np.ndarray, size: tuple[int, int]) -> None:
-    height, width = size
-    x, y = queries[:, 1], queries[:, 2]
-    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
+    outside = ~geometry.inside(queries[:, 1:], size)
     if outside.any():
-        frame, x, y = queries[outside.argmax()]
+        (frame, x, y), (height, width) = queries[outside.argmax()], size
         raise ValueError(
             f'the point {x:g}, {y:g} of frame {frame:.0f} is outside the {width} x {height} image'
         )

@@ -224,12 +224,16 @@ def _first_estimates(model, video, queries, iterations: int):
     """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
     import torch
 
-    from cotracker_ros.model.cotracker import VideoTracks, WindowEstimate, WindowState
-    from train.objectives.windowed import pieces
+    from cotracker_ros.model.cotracker import (
+        VideoTracks,
+        WindowEstimate,
+        WindowState,
+        new_frames,
+    )
 
     window, half = model.config.window, model.config.window // 2
     state, kept = WindowState(queries[None]), []
-    for piece in pieces(video[None], window, sliding=True):
+    for piece in new_frames(video[None], window, sliding=True):
         estimates, state = model.advance(state, piece, iterations)
         kept.append(estimates[-1].over(slice(half if kept else 0, None)))
     joined = (torch.cat([getattr(e, name) for e in kept], 2) for name in ('xy', 'logits'))

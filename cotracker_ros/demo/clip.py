@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros import geometry
+
 SIZE = (480, 640)  # H, W
 FRAMES = 180
 FPS = 30.0
@@ -122,8 +124,7 @@ class Clip:
             for t in range(FRAMES):
                 tracks[t, mine] = local @ layer.transform(t).T
         for t in range(FRAMES):
-            limit = np.array(SIZE[::-1]) - 0.5
-            visible[t] = ((tracks[t] >= -0.5) & (tracks[t] <= limit)).all(1)
+            visible[t] = geometry.inside(tracks[t], SIZE)
             for number, layer in enumerate(self.layers):
                 hides = layer.opaque(_to_picture(layer, tracks[t], t)) & (owner < number)
                 visible[t] &= ~hides

@@ -248,16 +248,12 @@ class CoTracker(nn.Module):
         """Track points through clips (B, T, 3, H, W), queries (B, N, 3), keypoints (B, N);
         differentiable.
         """
-        frames = video.shape[1]
-        first = self.config.window if self.config.sliding else frames
-        pieces = [video[:, :first]]
-        if frames > first:
-            pieces += video[:, first:].split(first // 2, dim=1)
+        half = self.config.window // 2
         state, results = WindowState(queries.to(self.weight), keypoint=keypoints), []
-        for piece in pieces:
+        for piece in new_frames(video, self.config.window, self.config.sliding):
             estimates, state = self.advance(state, piece, iterations)
             # A window overwrites the frames it shares with the one before.
-            results = [*results[:-1], *(r.over(slice(first // 2)) for r in results[-1:])]
+            results = [*results[:-1], *(r.over(slice(half)) for r in results[-1:])]
             results.append(replace(estimates[-1], feature=None))  # of a long video: too many
         return self.read_out(reduce(WindowEstimate.followed_by, results))
 
@@ -394,6 +390,15 @@ class CoTracker(nn.Module):
         if self.config.interleave_points:
             return interleave(mask, logit, queried, joined)
         return torch.stack([mask, logit], dim=-1)
+
+
+def new_frames(video: Tensor, window: int, sliding: bool) -> list[Tensor]:
+    """Cut a video (B, T, ...) into the frames that are new in each window: all of the first, half
+    of each later one; all at once for a network that does not slide.
+    """
+    if not sliding or video.shape[1] <= window:
+        return [video]
+    return [video[:, :window], *video[:, window:].split(window // 2, dim=1)]
 
 
 def check_clip(video: Tensor, queries: Tensor, image_size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cotracker_ros.model.cotracker import CoTracker, WindowState
+from cotracker_ros.model.cotracker import CoTracker, WindowState, new_frames
 from train.data.batch import Clips
 from train.losses import LossConfig, tracking_loss
 from train.objectives.base import Objective
@@ -47,7 +47,7 @@ def window_losses(
     ]
     queries = torch.cat([clips.query_frame[..., None].to(query_xy.dtype), query_xy], -1)
     state, windows = WindowState(queries, keypoint=clips.keypoint), []
-    for piece in pieces(video, model.config.window, model.config.sliding):
+    for piece in new_frames(video, model.config.window, model.config.sliding):
         start, (estimates, state) = state.start, model.advance(state, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
         counted = (clips.query_frame[:, None] < frames[:, None]) & clips.known[:, frames]
@@ -63,10 +63,3 @@ def window_losses(
         seen, body = clips.visible[:, frames], (clips.keypoint, clips.instance)
         windows.append(tracking_loss(predicted, truth, seen, counted, truth, loss, *body))
     return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}
-
-
-def pieces(video: Tensor, window: int, sliding: bool) -> list[Tensor]:
-    """Cut a video (G, T, ...) into the frames that are new in each window."""
-    if not sliding or video.shape[1] <= window:
-        return [video]
-    return [video[:, :window], *video[:, window:].split(window // 2, dim=1)]

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from cotracker_ros.geometry import between_centres
+
 OUTLINE = 9  # px, width of the strip along an object's outline that points are taken from
 FRAMES_PER_VIDEO = 12  # cut-outs that are looked for in one video
 VIDEOS = ('*.mp4', '*.mkv', '*.avi', '*.mov')
@@ -436,7 +438,7 @@ class PhotoScenes:
             for t in range(frames):
                 tracks[t, mine] = layers[k].to_frame(u, t)
         last = np.array([width - 1, height - 1])
-        seen = ((tracks >= 0) & (tracks <= last)).all(-1)
+        seen = between_centres(tracks, (height, width))
         x, y = np.clip(tracks.round(), 0, last).astype(int).transpose(2, 0, 1)
         visible = seen & (owner[np.arange(frames)[:, None], y, x] == layer)
         visible[query_frame, np.arange(points)] = True
