@@ -127,7 +127,7 @@ class Robot:
         return {(i, k): n for i, k, n in zip(instance, keypoint, rows['id'], strict=True)}
 
     def until(self, condition) -> None:
-        self.tracker.until(lambda: self.frame() is not None and condition())
+        self.tracker.until(lambda: (self.frame(), condition())[1])
 
     def end(self) -> int:
         if self.process.poll() is None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
+from cotracker_ros.model.realtime import Estimate  # noqa: E402
 from train import pose_study  # noqa: E402
 from train.config import read_config  # noqa: E402
 from train.data.batch import Clips  # noqa: E402
@@ -91,9 +92,8 @@ def test_points_of_all_clips_have_numbers_but_belong_to_nobody():
     # No loss of bodies counts them.
     weights = LossConfig(continuity=1.0, joint_relation=1.0, occlusion_aware=1.0)
     nobody = Numbered(Same(clips([-1] * 17, [-1] * 17))).batch(0)
-    estimate = type('Estimate', (), {
-        'xy': nobody.tracks + torch.randn(1, 4, 17, 2), 'visibility': torch.randn(1, 4, 17),
-    })  # fmt: skip
+    logits = torch.randn(1, 4, 17)
+    estimate = Estimate(nobody.tracks + torch.randn(1, 4, 17, 2), logits, logits)
     counted = nobody.visible
     losses = consistency_losses(
         [estimate], nobody.tracks, nobody.visible, counted, weights, nobody.keypoint,

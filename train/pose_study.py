@@ -198,7 +198,8 @@ def draw(rows: Mapping[str, dict], path: Path) -> None:
             smooth = [np.mean(losses[max(0, n - 5) : n + 1]) for n in range(len(losses))]
             axes[0].plot(steps, smooth, lw=1.3, label=name)
     axes[0].set(title='Loss of positions on people, mean of six', xlabel='step', ylabel='px')
-    axes[0].legend(fontsize=6, frameon=False)
+    if axes[0].lines:
+        axes[0].legend(fontsize=6, frameon=False)
     places = np.arange(len(rows))
     for axis, (data, key) in zip(
         axes[1:], (('people', 'pck_0.1'), ('points of any kind', 'average_jaccard')), strict=True

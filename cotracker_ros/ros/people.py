@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointCloud2
 
 from cotracker_ros.follow import Changes, People, Pose
@@ -26,7 +26,7 @@ from cotracker_ros.ros.messages import (
 )
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import StartError, init, interrupt_once, shutdown
-from cotracker_ros.ros.subscription import BEST_EFFORT
+from cotracker_ros.ros.subscription import MatchedSubscription
 from cotracker_ros.streaming import Tracks
 
 # A row of `people`: the box around a person's visible keypoints, px.
@@ -80,8 +80,11 @@ class PeopleNode(Node):
         )
         self._publisher = self.create_publisher(PointCloud2, f'{prefix}people', 5)
         self.create_subscription(PointCloud2, f'{prefix}tracks', self._on_tracks, 10)
-        any_kind = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
-        self.create_subscription(PointCloud2, f'{prefix}poses', self._on_poses, any_kind)
+        topic = self.resolve_topic_name(f'{prefix}poses')
+        self._poses = MatchedSubscription(self, PointCloud2, topic, self._on_poses)
+        self._poses.open()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
+        self.create_timer(0.5, self._poses.match, clock=steady)
 
     def _on_tracks(self, msg: PointCloud2) -> None:
         stamp = self._newest = stamp_seconds(msg.header)
@@ -91,7 +94,7 @@ class PeopleNode(Node):
         poses = self._people.see(Tracks(stamp, rows['id'], xy, *others))
         send(self._publisher, rows_to_cloud(boxes(poses, stamp), msg.header, is_dense=False))
 
-    def _on_poses(self, msg: PointCloud2) -> None:
+    def _on_poses(self, msg: PointCloud2, *_) -> None:
         try:
             people, stamp = cloud_to_people(msg), stamp_seconds(msg.header)
         except MessageError as error:
@@ -149,7 +152,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (StartError, ParameterException) as error:
+    except (StartError, ParameterException, ValueError) as error:  # of the command line
         print(f'people: {error}', file=sys.stderr)
         status = 2
     finally:
