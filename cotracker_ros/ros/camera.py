@@ -11,7 +11,6 @@ from pathlib import Path
 
 import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -21,7 +20,7 @@ from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.ros.messages import array_to_image
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.resources import resource_file
-from cotracker_ros.ros.startup import init
+from cotracker_ros.ros.startup import init, until_interrupted
 
 RETRY_SECONDS = 1.0  # until a device that is gone is opened again
 PARAMETERS = {
@@ -81,9 +80,8 @@ def main(args: list[str] | None = None) -> int:
     init(args)
     node = CameraNode()
     try:
-        node.run()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        with until_interrupted():
+            node.run()
     except VideoError as error:
         print(f'camera: {error}', file=sys.stderr)
         return 1

@@ -5,13 +5,18 @@ import sys
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.qos import QoSProfile
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import PointCloud2
 
 from cotracker_ros.ros.messages import TRACK, MessageError, cloud_to_tracks
-from cotracker_ros.ros.startup import StartError, init, interrupt_once, shutdown
+from cotracker_ros.ros.startup import (
+    StartError,
+    init,
+    interrupt_once,
+    shutdown,
+    until_interrupted,
+)
 from cotracker_ros.ros.subscription import BEST_EFFORT
 from cotracker_ros.skeleton import KEYPOINTS
 from cotracker_ros.streaming import NEW, OUTSIDE, QUERY_FRAME, VISIBLE, body_of
@@ -61,18 +66,17 @@ def main(args: list[str] | None = None) -> int:
     interrupt_once()
     status = 0
     try:
-        init(arguments)
-        node = rclpy.create_node('cotracker_echo')
-        messages = []
-        qos = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
-        node.create_subscription(PointCloud2, options.topic, messages.append, qos)
-        while not (options.once and messages):
-            messages.clear()
-            rclpy.spin_once(node)
-            for msg in messages:
-                print(table(msg, options.visible), flush=True)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        with until_interrupted():
+            init(arguments)
+            node = rclpy.create_node('cotracker_echo')
+            messages = []
+            qos = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
+            node.create_subscription(PointCloud2, options.topic, messages.append, qos)
+            while not (options.once and messages):
+                messages.clear()
+                rclpy.spin_once(node)
+                for msg in messages:
+                    print(table(msg, options.visible), flush=True)
     except BrokenPipeError:  # of `| head`
         sys.stdout = None
     except (MessageError, StartError) as error:

@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
 
@@ -22,7 +22,14 @@ from cotracker_ros.ros import parameters
 from cotracker_ros.ros.camera_tracker import CameraTracker
 from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.startup import StartError, ignore_interrupts, init, interrupt_once, shutdown
+from cotracker_ros.ros.startup import (
+    StartError,
+    ignore_interrupts,
+    init,
+    interrupt_once,
+    shutdown,
+    until_interrupted,
+)
 from cotracker_ros.streaming import StreamingTracker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -276,27 +283,21 @@ def main(args: list[str] | None = None) -> int:
     node, executor = None, None
     status = 0
     try:
-        try:
+        with until_interrupted():
             init(args)
-        except StartError as error:
-            print(f'tracker: {error}', file=sys.stderr)
-            return 2
-        node = TrackerNode()
-        if node.get_parameter('autostart').value:
-            started = node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
-            if not started:
-                return 1 if rclpy.ok() else 0
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (ParameterException, ValueError) as error:  # of the command line or a file
+            node = TrackerNode()
+            if node.get_parameter('autostart').value:
+                started = (
+                    node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+                )
+                if not started:
+                    return 1 if rclpy.ok() else 0
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            executor.spin()
+    except (StartError, ParameterException, ValueError) as error:  # of the command line or a file
         print(f'tracker: {error}', file=sys.stderr)
         status = 2
-    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
-        if rclpy.ok():
-            raise
     finally:
         ignore_interrupts()
         if node is not None:

@@ -11,7 +11,6 @@ import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
@@ -25,7 +24,13 @@ from cotracker_ros.ros.messages import (
     stamp_seconds,
 )
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.startup import StartError, init, interrupt_once, shutdown
+from cotracker_ros.ros.startup import (
+    StartError,
+    init,
+    interrupt_once,
+    shutdown,
+    until_interrupted,
+)
 from cotracker_ros.ros.subscription import MatchedSubscription
 from cotracker_ros.streaming import Tracks
 
@@ -147,11 +152,10 @@ def main(args: list[str] | None = None) -> int:
     interrupt_once()
     status = 0
     try:
-        init(args)
-        node = PeopleNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        with until_interrupted():
+            init(args)
+            node = PeopleNode()
+            rclpy.spin(node)
     except (StartError, ParameterException, ValueError) as error:  # of the command line
         print(f'people: {error}', file=sys.stderr)
         status = 2

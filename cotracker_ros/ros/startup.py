@@ -1,13 +1,16 @@
 """Begin and end a process of ROS: logs without a home, arguments that ROS refuses, signals."""
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 
 
 class StartError(RuntimeError):
@@ -64,6 +67,20 @@ def interrupt_once() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Let a signal end what is inside without an error."""
+    try:
+        yield
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except StartError:
+        raise
+    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
+        if rclpy.ok():
+            raise
 
 
 def ignore_interrupts() -> None:
