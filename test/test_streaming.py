@@ -19,6 +19,7 @@ from cotracker_ros.streaming import (
     VISIBLE,
     LateFrame,
     StreamingTracker,
+    table,
 )
 
 SIZE = (64, 96)  # of the camera: twice the stand-in's model image, so 1 model pixel is 2 here
@@ -526,3 +527,15 @@ def test_a_model_of_two_scales_gets_a_larger_picture_and_tracks_in_its_own_pixel
         np.testing.assert_allclose(tracks.xy, [[45.5, 81.5]], atol=1e-4)
         assert tracker.image_size == (32, 48)
     assert [image.shape for image in shown[1::2]] == [(1, 32, 48, 3), (1, 64, 96, 3)]
+
+
+def test_a_table_of_tracks_has_a_column_for_each_id():
+    rows = [
+        {'ids': np.uint32([2, 1]), 'xy': np.float32([[5, 6], [7, 8]]), 'flags': np.uint32([1, 3])},
+        {'ids': np.uint32([2, 4]), 'xy': np.float32([[9, 9], [3, 2]]), 'flags': np.uint32([0, 1])},
+    ]
+    made = table(rows, np.uint32([1, 2, 3]), ('xy', 'flags'))
+    none = [np.nan, np.nan]
+    np.testing.assert_array_equal(made['xy'], [[[7, 8], [5, 6], none], [none, [9, 9], none]])
+    assert made['flags'].tolist() == [[3, 1, 0], [0, 0, 0]]
+    assert table([], np.uint32([1]), ('xy',))['xy'].shape == (0, 1, 2)
