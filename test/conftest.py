@@ -286,7 +286,7 @@ def exported(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             torch.manual_seed(0)
-            options = ['--iterations', '1', '--resolution', '64x96', '--points', '6']
-            options += ['--output', str(path), '--provenance', 'a test']
-            assert export_onnx.main(['--model', 'realtime', *options]) == 0
+            words = '--model realtime --iterations 1 --resolution 64x96 --points 6 --frames 6'
+            words = [*words.split(), '--output', str(path), '--provenance', 'a test']
+            assert export_onnx.main(words) == 0
     return path

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros.model import build_model, cotracker  # noqa: E402
 from cotracker_ros.model.checkpoint import model_state  # noqa: E402
-from cotracker_ros.model.cotracker import WindowState, interleave  # noqa: E402
+from cotracker_ros.model.cotracker import VideoTracks, WindowState, interleave  # noqa: E402
 from cotracker_ros.model.embeddings import position_table, sincos, time_table  # noqa: E402
 from cotracker_ros.model.sampling import PyramidLayout, reader  # noqa: E402
 from cotracker_ros.model.transformer import AttentionBlock, CrossBlock  # noqa: E402
@@ -80,8 +80,11 @@ def test_features_are_the_published(name, golden):
     np.testing.assert_allclose(features[::16], golden['fmap_frame0'], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize('iterations', [1, 4])
-@pytest.mark.parametrize('name', FAMILY)
+# Four of the networks that slide are run by the test after this one.
+@pytest.mark.parametrize(
+    'name, iterations',
+    [*((name, 1) for name in FAMILY), ('cotracker1', 4), ('cotracker3_offline', 4)],
+)
 def test_tracks_are_the_published(name, iterations, golden):
     model, frames = golden_network(name)
     queries = torch.from_numpy(golden['queries']).double()
@@ -100,12 +103,16 @@ def test_calls_of_the_online_schedule_are_the_published(name, golden):
         start = stream.start
         estimates, stream = model.advance(stream, piece[None], 4)
         tracks = model.read_out(estimates[-1])
-        new = torch.cat([tracks.xy[0], tracks.visibility[0][..., None]], dim=-1)
+        shown = (tracks.visibility[0], tracks.confidence[0])
+        new = torch.cat([tracks.xy[0], torch.stack(shown, -1)], dim=-1)
         so_far = new if so_far is None else torch.cat([so_far[:start], new])
         prefix = f'{name}/online_step{call}'
         np.testing.assert_allclose(so_far[..., :2], golden[f'{prefix}_tracks'], 0, 1e-6)
         np.testing.assert_allclose(so_far[..., 2], golden[f'{prefix}_visibility'], 0, 1e-7)
     assert f'{name}/online_step{len(pieces)}_tracks' not in golden
+    xy, visibility, confidence = so_far.split([2, 1, 1], -1)
+    whole = VideoTracks(xy, visibility[..., 0], confidence[..., 0])
+    assert_golden(whole, golden, name, 'iters4')
 
 
 CLIP = torch.from_numpy(video(13, 64, 96)).permute(0, 3, 1, 2)
