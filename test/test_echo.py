@@ -43,6 +43,14 @@ def test_a_message_is_a_table():
     assert table(message(), visible_only=True).splitlines() == [head, names, first]
     with pytest.raises(MessageError):
         table(OTHER)
+    # Bits 8 to 15: 1 + the number of a keypoint; 16 to 31: whose.
+    body = message()
+    flags = np.frombuffer(body.data, '<u4').copy().reshape(2, 8)
+    flags[:, 6] |= np.array([(9 + 1) << 8 | 300 << 16, (16 + 1) << 8], np.uint32)
+    body.data = flags.tobytes()
+    _, _, first, second = table(body).splitlines()
+    assert first.split()[6:] == ['visible', 'new', 'query', 'left_wrist', 'of', '300']
+    assert second.split()[6:] == ['outside', 'right_ankle']
 
 
 def test_messages_are_printed(start_tracker):

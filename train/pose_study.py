@@ -253,7 +253,7 @@ def chance(rows: Mapping[str, dict]) -> str:
     values = [row['scores']['people']['pck_0.1'] for name, row in rows.items() if name != START]
     return (
         f'PCK 0.1 of the trained rows lies between {min(values):.1f} and {max(values):.1f}. One '
-        f'seed, {CLIPS} clips and a few dozen steps cannot rank them: differences of a point or '
+        f'seed, {CLIPS} clips and so few steps cannot rank them: differences of a point or '
         'two are what another seed would change. The study shows that everything runs and what '
         'it costs, not which loss or mixture is best.'
     )
