@@ -415,7 +415,7 @@ def test_labelling_does_not_move_a_teacher(videos, tmp_path):
     small = {'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
     model = build_model('cotracker3_online', (96, 128), **small).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    teacher = Teacher('v3', '', True, trackers.whole_video(model, 1, sure=0.4))
+    teacher = Teacher('v3', '', True, trackers.whole_video(model, 1, threshold=0.4))
     video = texture(6)
     queries = sift_queries(video, 20, 2, np.random.default_rng(0))
     one, two = (ask(teacher, video, queries, 0.0) for _ in range(2))
