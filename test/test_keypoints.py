@@ -1,6 +1,5 @@
 """The embedding of a body's keypoints: only named points are told, and files say whether it is."""
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -181,35 +180,3 @@ def test_the_real_time_model_is_told_in_the_same_way(tmp_path):
     path = tmp_path / 'body.safetensors'
     save_file(state, path, checkpoint_metadata(model))
     assert load_checkpoint(path, size).config.keypoints == 17
-
-
-def test_an_exported_model_takes_keypoints_on_a_stream(tmp_path):
-    pytest.importorskip('onnxscript', reason='exports')
-    from cotracker_ros.streaming import StreamingTracker
-    from export import export_onnx
-
-    torch.manual_seed(2)
-    size = (64, 96)
-    few = {'encoder': 'pyramid', 'width': 32, 'heads': 2, 'virtual': 4, 'iterations': 1}
-    model = build_model('realtime', size, keypoints=17, **few).eval()
-    checkpoint, made = tmp_path / 'body.safetensors', tmp_path / 'body.onnx'
-    save_file(model.state_dict(), checkpoint, checkpoint_metadata(model))
-    options = ['--checkpoint', checkpoint, '--output', made, '--resolution', '64x96']
-    # Its own run against torch has a number in every other slot.
-    assert export_onnx.main([*map(str, options), '--points', '6', '--frames', '8']) == 0
-    frames, ask = video(5)[:, :64, :96], np.array([[40.0, 50], [60, 30]])
-    tracker = StreamingTracker(made, 3, threads=1)
-
-    def run(numbers):
-        tracker.reset()
-        tracker.add_points(ask, keypoints=numbers)
-        rows = [tracker.track(frame, t / 30) for t, frame in enumerate(frames)]
-        return np.stack([r.xy for r in rows]), np.stack([r.visibility for r in rows])
-
-    told, untold = run(np.array([9, -1])), run(None)
-    assert np.abs(told[1] - untold[1])[1:, 0].max() > 1e-3
-    clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    queries = torch.from_numpy(np.column_stack([np.zeros(2), ask])).float()
-    for numbers, found in (([9, -1], told), ([-1, -1], untold)):
-        want = model.track(clip, queries, keypoints=torch.tensor(numbers))
-        np.testing.assert_allclose(found[0], want.xy.detach().numpy(), atol=0.02)
