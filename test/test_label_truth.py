@@ -15,7 +15,7 @@ def clip():
     noise = np.clip(128 + 400 * cv2.GaussianBlur(noise, (0, 0), 3), 0, 255).astype(np.uint8)
     config = PhotoSceneConfig(
         size=(120, 160), frames=8, camera_speed=(0.02, 0.02), still_camera=0.0, late=0.0,
-        objects=(2, 2), occluder=0.0, blur=0.0, jpeg=0.0,
+        objects=(2, 2), occluders=0.0, blur=0.0, jpeg=0.0,
     )  # fmt: skip
     return PhotoScenes(config, [noise], seed=3).clip(0, 40)
 
