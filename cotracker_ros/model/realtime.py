@@ -55,6 +55,8 @@ class RealtimeConfig:
     momentum: float = 0.5  # share of the last displacement that the search starts ahead by
     sharpness: float = 20.0  # inverse temperature of the soft arg-max over a correlation window
     far_sharpness: float = 150.0  # the same over a whole correlation map
+    # the two strides, by their place in `strides`, that must agree on the best place of a picture
+    far_levels: tuple[int, int] = (0, 1)
     far_scale: float = 128.0  # px that tokens measure the way to the best places by
     motion_scale: float = 16.0  # px that tokens measure displacements by
     image_scale: int = 2  # the picture against the one that the encoder sees
@@ -67,8 +69,9 @@ class RealtimeConfig:
 
 # The shape of the weights that were shipped before version 0.2.
 PYRAMID_CONFIG = RealtimeConfig(
-    encoder='pyramid', strides=(4, 8, 16), far_scale=64.0, motion_scale=8.0, image_scale=1
-)
+    encoder='pyramid', strides=(4, 8, 16), far_levels=(1, 2), far_scale=64.0, motion_scale=8.0,
+    image_scale=1,
+)  # fmt: skip
 
 
 class Motion(NamedTuple):
@@ -287,18 +290,18 @@ class Refiner(nn.Module):
         return value.flatten(-2), share @ self.offsets
 
     def best_places(self, maps: list[Tensor], shape: torch.Size) -> BestPlaces:
-        """The best place of the whole image per template, where the second and third strides
-        agree: a sharp soft arg-max, because with a hard one rounding decides between two equally
-        good places, and runtimes round differently.
+        """The best place of the whole image per template, where the strides `far_levels` agree: a
+        sharp soft arg-max, because with a hard one rounding decides between two equally good
+        places, and runtimes round differently.
         """
-        fine, coarse = maps[1], maps[2]
+        fine, coarse = (maps[level] for level in self.config.far_levels)
         height, width = fine.shape[-2:]
         level = (fine + upsample(coarse)) / 2
         flat = level.flatten(2)
         share = (flat * self.config.far_sharpness).softmax(-1)
         axes = [torch.arange(n, dtype=level.dtype, device=level.device) for n in (width, height)]
         cells = torch.stack(torch.meshgrid(*axes, indexing='xy'), -1).view(-1, 2)
-        place = share @ cells * self.config.strides[1]
+        place = share @ cells * self.config.strides[self.config.far_levels[0]]
         return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
 
 

@@ -65,9 +65,8 @@ class PatchAligner(nn.Module):
         weight = weight / weight.sum()
         self.register_buffer('weight', weight, persistent=False)
         self.register_buffer('mean', weight[None], persistent=False)
-        self.register_buffer(
-            'grey', torch.tensor([0.299, 0.587, 0.114])[:, None], persistent=False
-        )
+        grey = torch.tensor([[0.299, 0.587, 0.114]])
+        self.register_buffer('grey', grey, persistent=False)
         self.register_buffer('extent', torch.tensor(image_size[::-1]).float(), persistent=False)
         self.register_buffer('unity', torch.eye(6), persistent=False)
         self.pooling = [round(s * image_scale) for s in config.spacing]
@@ -79,7 +78,8 @@ class PatchAligner(nn.Module):
 
     def pictures(self, image: Tensor) -> list[Tensor]:
         """Grey pictures (B, 1, h, w) of an image (B, H, W, 3) uint8 RGB, coarse to fine."""
-        fine = (image.to(self.grey.dtype) @ self.grey)[..., 0][:, None]
+        planes = image.permute(0, 3, 1, 2).to(self.grey.dtype)
+        fine = (self.grey @ planes.flatten(2)).unflatten(2, planes.shape[2:])
         return [F.avg_pool2d(fine, n) if n > 1 else fine for n in self.pooling]
 
     def sample(self, picture: Tensor, place: Tensor) -> Tensor:
