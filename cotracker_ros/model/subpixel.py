@@ -57,11 +57,11 @@ class PatchAligner(nn.Module):
         axis = torch.arange(-reach, reach + 1.0)
         offsets = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), -1)
         inner = offsets[1:-1, 1:-1].reshape(-1, 2)
-        one = torch.ones(len(inner), 1)
-        self.register_buffer('inner_and_one', torch.cat([inner, one], 1), persistent=False)
         weight = torch.exp(-0.5 * inner.square().sum(-1) / (0.6 * config.radius) ** 2)
-        self.register_buffer('offsets', offsets.reshape(-1, 2), persistent=False)
         self.register_buffer('inner', inner, persistent=False)
+        for name, cells in (('inner_and_one', inner), ('all_and_one', offsets.reshape(-1, 2))):
+            one = torch.ones(len(cells), 1)
+            self.register_buffer(name, torch.cat([cells, one], 1), persistent=False)
         weight = weight / weight.sum()
         self.register_buffer('weight', weight, persistent=False)
         self.register_buffer('mean', weight[None], persistent=False)
@@ -74,7 +74,7 @@ class PatchAligner(nn.Module):
     @property
     def cells(self) -> int:
         """Values of a template at one resolution."""
-        return len(self.offsets)
+        return len(self.all_and_one)
 
     def pictures(self, image: Tensor) -> list[Tensor]:
         """Grey pictures (B, 1, h, w) of an image (B, H, W, 3) uint8 RGB, coarse to fine."""
@@ -82,16 +82,28 @@ class PatchAligner(nn.Module):
         fine = (self.grey @ planes.flatten(2)).unflatten(2, planes.shape[2:])
         return [F.avg_pool2d(fine, n) if n > 1 else fine for n in self.pooling]
 
-    def sample(self, picture: Tensor, place: Tensor) -> Tensor:
-        """A picture (B, 1, h, w) at places (B, M, P, 2) px: (B, M, P)."""
-        grid = (place + 0.5) * (2 / self.extent) - 1
-        return F.grid_sample(picture, grid, padding_mode='border', align_corners=False)[:, 0]
+    def read(
+        self, picture: Tensor, cells_and_one: Tensor, spacing: float, xy: Tensor, warp: Tensor
+    ) -> Tensor:
+        """A picture (B, 1, h, w) in the cells (P, 3), x, y and 1, of patches at xy (B, ..., 2) px
+        deformed by warps (B, ..., 2, 2): (B, ..., P).
+        """
+        to_grid = 2 / self.extent
+        # One matrix for warp and place: a sum of the two costs as much as reading the picture.
+        axes = spacing * warp.transpose(-1, -2) * to_grid
+        centre = ((xy + 0.5) * to_grid - 1)[..., None, :]
+        grid = cells_and_one @ torch.cat([axes, centre], -2)
+        seen = F.grid_sample(
+            picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
+        )
+        return seen[:, 0].unflatten(1, grid.shape[1:-2])
 
     def cut(self, pictures: list[Tensor], xy: Tensor) -> Tensor:
         """Templates (B, M, resolutions, cells) at xy (B, M, 2) px."""
+        unity = self.unity[:2, :2].expand(*xy.shape, 2)
         return torch.stack(
             [
-                self.sample(picture, xy[:, :, None] + self.offsets * spacing)
+                self.read(picture, self.all_and_one, spacing, xy, unity)
                 for picture, spacing in zip(pictures, self.config.spacing, strict=True)
             ],
             2,
@@ -149,15 +161,8 @@ class PatchAligner(nn.Module):
         """What a picture holds around xy, deformed by the warp: (B, ..., P, 1), and its weighted
         variance (B, ..., 1, 1), at least that of noise.
         """
-        to_grid = 2 / self.extent
-        # One matrix for warp and place: a sum of the two costs as much as reading the picture.
-        axes = self.config.spacing[level] * warp.transpose(-1, -2) * to_grid
-        centre = ((xy + 0.5) * to_grid - 1)[..., None, :]
-        grid = self.inner_and_one @ torch.cat([axes, centre], -2)
-        seen = F.grid_sample(
-            picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
-        )
-        seen = seen[:, 0, :, :, None].unflatten(1, grid.shape[1:-2])
+        spacing = self.config.spacing[level]
+        seen = self.read(picture, self.inner_and_one, spacing, xy, warp)[..., None]
         power = self.mean @ seen.square() - (self.mean @ seen).square()
         return seen, power.clamp(min=0) + self.config.noise**2
 
