@@ -672,7 +672,7 @@ def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) ->
     (H, W) px, multiples of 32. `encoder='pyramid'` is the shape of the first weights.
     """
     config = PYRAMID_CONFIG if changes.get('encoder') == 'pyramid' else RealtimeConfig()
-    size = (320, 512) if config.encoder == 'pyramid' else (224, 352)
+    size = (320, 512) if config.encoder == 'pyramid' else (256, 416)
     return RealtimeTracker(replace(config, **changes), image_size or size)
 
 

@@ -30,7 +30,7 @@ VIDEOS = ('*.mp4', '*.mkv', '*.avi', '*.mov')
 class PhotoSceneConfig:
     """What the random scenes are made of; pairs are ranges, shares are probabilities."""
 
-    size: tuple[int, int] = (448, 704)  # height and width of a frame, px
+    size: tuple[int, int] = (512, 832)  # height and width of a frame, px
     frames: int = 32
     objects: tuple[int, int] = (2, 6)
     extent: tuple[float, float] = (0.15, 0.75)  # longer side of an object / frame height
