@@ -8,7 +8,6 @@ uniformly: never NaN. Shapes: A any leading axes, N queries, M keys, D channels.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,11 +21,13 @@ def attend(
     q, k, v = (
         part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (q, *kv.chunk(2, dim=-1))
     )
+    # Written out: torch's own is exported for a single leading axis only.
+    score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is not None:
         # The lowest finite number swallows every score, so a fully hidden row is uniform.
         added = q.new_zeros(()) if bias is None else bias
-        bias = torch.where(mask.unsqueeze(-3), added, torch.finfo(q.dtype).min)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        score = score + torch.where(mask.unsqueeze(-3), added, torch.finfo(q.dtype).min)
+    y = score.softmax(-1) @ v
     return y.transpose(-2, -3).flatten(-2)
 
 
