@@ -56,10 +56,10 @@ bench-node: $(VENV)/stamp-run  ## Rate, age, CPU and memory of the node under a 
 check-trt: $(VENV)/stamp-dev  ## Build engines with the real TensorRT-RTX parser and builder, in its own environment
 	bash export/check_trt.sh $(BIN)/python
 
-weights: $(VENV)/stamp-dev  ## The shipped weights, stage by stage (config/weights); stopped, it goes on by the same command
-	$(BIN)/python train/weights.py config/weights --publish cotracker_ros/weights/realtime.safetensors
-	$(BIN)/python export/export_onnx.py --checkpoint cotracker_ros/weights/realtime.safetensors \
-	  --output cotracker_ros/weights/realtime.onnx
+weights: $(VENV)/stamp-dev  ## Weights by the recipe of config/weights, stage by stage; stopped, it goes on by the same command
+	$(BIN)/python train/weights.py config/weights --publish runs/weights/realtime.safetensors
+	$(BIN)/python export/export_onnx.py --checkpoint runs/weights/realtime.safetensors \
+	  --output runs/weights/realtime.onnx
 
 paper: $(VENV)/stamp-dev  ## Tables and figures of accuracy and speed into docs/results
 	$(BIN)/python train/experiments.py --badja ../shared/davis --held-out runs/held_out.npz

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=2)
     parser.add_argument('--steps', type=int, help="of every fine-tuning [the config's]")
     parser.add_argument(
-        '--labelling', default='--size 832', help='words for pseudo_label.py [--size 704]'
+        '--labelling', default='--size 512', help='words for pseudo_label.py [--size 512]'
     )
     args = parser.parse_args()
     study = Study(args)

@@ -67,7 +67,7 @@ class RealtimeConfig:
     keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
 
 
-# The shape of the weights that were shipped before version 0.2.
+# The shape of the weights that ship: an encoder of plain convolutions, one stride finer.
 PYRAMID_CONFIG = RealtimeConfig(
     encoder='pyramid', strides=(4, 8, 16), far_levels=(1, 2), far_scale=64.0, motion_scale=8.0,
     image_scale=1,
@@ -668,8 +668,8 @@ class RealtimeTracker(HalfPrecisionEncoder):
 
 
 def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:
-    """The shipped shape, but for `changes` of its configuration, with fresh weights; image size
-    (H, W) px, multiples of 32. `encoder='pyramid'` is the shape of the first weights.
+    """With fresh weights, the shape of `RealtimeConfig`, or of the weights that ship where the
+    encoder is 'pyramid', but for `changes`; image size (H, W) px, multiples of 32.
     """
     config = PYRAMID_CONFIG if changes.get('encoder') == 'pyramid' else RealtimeConfig()
     size = (320, 512) if config.encoder == 'pyramid' else (256, 416)
