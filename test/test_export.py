@@ -220,6 +220,8 @@ def test_past_the_tolerance_nothing_is_written(exported, monkeypatch, tmp_path, 
                 '64x96',
                 '--points',
                 '2',
+                '--frames',
+                '2',
             ]
         )
         == 1
