@@ -30,7 +30,7 @@ def test_a_line_of_sight_meets_the_nearest_surface(random):
     body = plain(axes[None], centre[None])
     xy = random.uniform(1, 60, 2, low=20, high=60)
     cover, depth, part, u = body.look(xy)
-    ball = torch.nn.functional.normalize(random.normal(80_000, 3), dim=-1)
+    ball = torch.nn.functional.normalize(random.normal(400_000, 3), dim=-1)
     clouds = torch.einsum('kij,nj->kni', axes, ball) + centre[:, None]
     compared = 0
     for n in range(60):

@@ -372,7 +372,8 @@ def test_the_real_time_model_gives_the_same_whole_video_and_streaming(tmp_path):
     stream = trackers.streaming(path)(clip.video[:5], queries)
     after = np.arange(5)[:, None] >= queries[:, 0]
     np.testing.assert_allclose(whole[0][after], stream[0][after], atol=0.02)
-    np.testing.assert_array_equal(stream[0][0], queries[:, 1:])
+    # Image pixels to the model's and back round in the last digit.
+    np.testing.assert_allclose(stream[0][0], queries[:, 1:], atol=1e-4)
 
 
 @pytest.mark.skipif(not DAVIS.is_dir(), reason=f'no DAVIS videos at {DAVIS}')

@@ -45,7 +45,7 @@ def stand(random, heading, action='walk', away=0.0, times=TIMES):
 
 def as_people(figures, white=()):
     """Figures as a body without light, some parts white and the others black."""
-    count = sum(len(f.wears) for f in figures)
+    count = sum(len(f.material) for f in figures)
     texture = [torch.full((3, 4, 4), float(k in white)) for k in range(count)]
     return People(
         figures,

@@ -205,7 +205,7 @@ def test_the_real_time_model_goes_from_frame_to_frame(tmp_path):
     path = tmp_path / 'random.safetensors'
     save_file(model.state_dict(), path)
     predictor = CoTrackerPredictor(path)
-    assert predictor.model.facts.causal and predictor.interp_shape == (320, 512)
+    assert predictor.model.facts.causal and predictor.interp_shape == (256, 416)
     predictor.model = model  # smaller frames
     video = VIDEO[:, :4].round()
     queries = torch.tensor([[[0, 20.0, 30], [2, 60.5, 10.25]]])

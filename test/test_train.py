@@ -163,7 +163,7 @@ def test_published_weights_are_the_averaged_ones_and_say_where_they_come_from(tm
         assert file.metadata()['licence'] == 'Apache-2.0'
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     average, newest = run.average.module.state_dict(), run.model.state_dict()
-    for name in ('refiner.embed.0.weight', 'encoder.stem.0.weight'):
+    for name in ('refiner.embed.0.weight', 'encoder.smooth.0.weight'):
         assert torch.equal(kept[name], average[name])
         assert not torch.equal(kept[name], newest[name])
     assert kept['calibration.weight'].abs().max() > 0
