@@ -1,7 +1,7 @@
 """The real-time member of the family: a small causal tracker for a robot's CPU.
 
-Two scales: features of a small picture tell points apart; grey patches of a picture of twice that
-size give their exact positions. Per frame: a convolutional pyramid; correlation maps of
+Two scales: features of a small picture tell points apart; grey patches of a picture `image_scale`
+times that size give their exact positions. Per frame: a convolutional pyramid; correlation maps of
 every point's two templates (what it looked like when it was queried, and recently) by one matrix
 product per level; a few refinements, each reading small windows of those maps into one token per
 point. Tokens attend to the point's own last frames, which are cached, and to the other points
