@@ -22,6 +22,7 @@ from cotracker_ros import geometry
 from cotracker_ros.demo.video import Video, VideoError, is_short, open_video
 from cotracker_ros.engines import ENGINES, EngineError
 from cotracker_ros.points import grid
+from cotracker_ros.progress import Progress
 from cotracker_ros.skeleton import KEYPOINTS, NUMBER, check_keypoints
 from cotracker_ros.streaming import VISIBLE, StreamingTracker, Tracks, table
 from cotracker_ros.track_recording import is_recording, track_recording
@@ -182,18 +183,18 @@ def track_back(
     frames = reversed_frames(open_clip, last + 1, times)
     backward = _Mirrored(times, last)
     numbers = None if keypoints is None else keypoints[order]
-    for back, (_, tracks) in enumerate(
-        track_frames(tracker, frames, fps, mirrored, numbers, backward)
-    ):
-        index, number = order[tracks.ids - 1], last - back
-        early = np.flatnonzero(queries[index, 0] > number)
-        rows = {
-            name: getattr(tracks, name)[early]
-            for name in ('xy', 'visibility', 'confidence', 'flags')
-        }
-        ids, age = index[early] + 1, np.zeros(len(early), np.uint32)
-        before[number] = Tracks(times[number], ids.astype(np.uint32), age=age, **rows)
-        _show_progress(back + 1, last + 1, 'backward')
+    pairs = track_frames(tracker, frames, fps, mirrored, numbers, backward)
+    with Progress() as progress:
+        for back, (_, tracks) in enumerate(pairs):
+            index, number = order[tracks.ids - 1], last - back
+            early = np.flatnonzero(queries[index, 0] > number)
+            rows = {
+                name: getattr(tracks, name)[early]
+                for name in ('xy', 'visibility', 'confidence', 'flags')
+            }
+            ids, age = index[early] + 1, np.zeros(len(early), np.uint32)
+            before[number] = Tracks(times[number], ids.astype(np.uint32), age=age, **rows)
+            progress.show(back + 1, last + 1, ' backward')
     return before
 
 
@@ -316,27 +317,17 @@ def overlay(
 
     pose: what the points of ids 1 to N are; keypoints are drawn as skeletons, without tails.
     """
-    for frame, tracks in pairs:
-        history.add(tracks)
-        recent = history.arrays(tail + 1)
-        _show_progress(len(history.stamps), total)
-        shown = recent['xy'], recent['visible'], history.ids
-        if pose is None:
-            yield draw_tracks(frame, *shown, tail)
-        else:
-            keypoint, instance = (x[history.ids - 1] for x in pose)
-            yield draw_tracks_and_poses(frame, *shown, (keypoint, instance), tail)
-
-
-def _show_progress(done: int, total: int | None, what: str = '') -> None:
-    """Draw a bar on a terminal."""
-    if not sys.stderr.isatty():
-        return
-    share = min(1.0, done / total) if total else 0.0
-    bar = f'[{"#" * round(30 * share):<30}] ' if total else ''
-    end = '\n' if done == total else ''
-    counted = f'{done}{f"/{total}" if total else ""} frames {what}'
-    print(f'\r{bar}{counted} ', end=end, file=sys.stderr, flush=True)
+    with Progress() as progress:
+        for frame, tracks in pairs:
+            history.add(tracks)
+            recent = history.arrays(tail + 1)
+            progress.show(len(history.stamps), total)
+            shown = recent['xy'], recent['visible'], history.ids
+            if pose is None:
+                yield draw_tracks(frame, *shown, tail)
+            else:
+                keypoint, instance = (x[history.ids - 1] for x in pose)
+                yield draw_tracks_and_poses(frame, *shown, (keypoint, instance), tail)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -452,8 +443,10 @@ def _track_recording(args: argparse.Namespace) -> str:
     output = args.output or source.with_name(f'{source.stem}_tracks')
     tracker = StreamingTracker(args.model, args.grid**2, args.engine, args.threads)
     images, how = 0, {'image_range': args.image_range}
-    for images, total in track_recording(source, output, tracker, args.grid, args.topic, **how):
-        _show_progress(images, total)
+    pairs = track_recording(source, output, tracker, args.grid, args.topic, **how)
+    with Progress() as progress:
+        for images, total in pairs:
+            progress.show(images, total)
     return f'{images} images, {args.grid**2} points: /tracks in {output}'
 
 

@@ -19,6 +19,7 @@ from cotracker_ros.demo.clip import FRAMES, Clip
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import EngineError
 from cotracker_ros.points import grid
+from cotracker_ros.progress import Progress
 from cotracker_ros.ros.resources import resource_file
 from cotracker_ros.streaming import QUERY_FRAME, VISIBLE, StreamingTracker
 
@@ -123,32 +124,6 @@ def step_seconds(frame: np.ndarray, arguments: argparse.Namespace) -> float:
         tracker.close()
 
 
-class Progress:
-    """A bar on a terminal; elsewhere a line for every tenth."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total, self._tenth = total, -1
-
-    def show(self, sent: int, tracked: int) -> None:
-        """Draw the state."""
-        text = (
-            f'{sent}{f"/{self._total}" if self._total else ""} frames, {tracked} tracks messages'
-        )
-        share = sent / self._total if self._total else 0.0
-        if sys.stderr.isatty():
-            width = 30
-            bar = '#' * round(width * share)
-            print(f'\r[{bar:<{width}}] {text} ', end='', file=sys.stderr, flush=True)
-        elif int(share * 10) > self._tenth:
-            self._tenth = int(share * 10)
-            print(text, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leave the bar's line."""
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-
 def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tuple[list[int], dict]:
     """Run the processes; returns the stamps (ns) that were sent and the recorder's figures.
 
@@ -172,7 +147,8 @@ def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tupl
             log = output / f'{name}.log'
             processes.append(Process(name, command, environment, log))
         recording, tracking, camera = processes
-        stamps = _follow(recording, tracking, camera, _expected(video, seconds))
+        with Progress() as progress:
+            stamps = _follow(recording, tracking, camera, _expected(video, seconds), progress)
         processes[0].close_input()
         processes[0].wait(60 + len(stamps))
         figures = None
@@ -200,9 +176,10 @@ def _expected(video: Video, seconds: float | None) -> int | None:
     return min(known) if known else None
 
 
-def _follow(recorder: Process, tracker: Process, camera: Process, total: int | None) -> list[int]:
+def _follow(
+    recorder: Process, tracker: Process, camera: Process, total: int | None, progress: Progress
+) -> list[int]:
     """Show the progress until the last image is tracked or nothing comes; returns the stamps."""
-    progress = Progress(total)
     stamps, tracked, last_tracked, done = [], 0, 0, False
     deadline = time.monotonic() + START_SECONDS
     while not (done and stamps and last_tracked >= stamps[-1]):
@@ -222,13 +199,12 @@ def _follow(recorder: Process, tracker: Process, camera: Process, total: int | N
                 deadline = time.monotonic() + SILENCE_SECONDS + (0 if tracked else START_SECONDS)
             if not (process is camera and done):
                 process.check()
-        progress.show(len(stamps), tracked)
+        progress.show(len(stamps), total, f', {tracked} tracks messages')
         if time.monotonic() > deadline:
             if tracked:
                 break  # the last images were dropped for newer ones, or lost
             raise DemoError(f'no tracks came in {START_SECONDS:.0f} s; see {tracker.errors}')
         time.sleep(0.02)
-    progress.end()
     return stamps
 
 
