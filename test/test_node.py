@@ -174,6 +174,29 @@ def test_parameters_while_running(start_tracker):
     assert len(tracker.track()) == 5
 
 
+CHECKS = """
+import cotracker_ros.ros.node as node
+from cotracker_ros.ros.parameters import Parameter
+clean = Parameter.clean
+def told(self, value):
+    print('checked', self.name, flush=True)
+    return clean(self, value)
+Parameter.clean = told
+raise SystemExit(node.main())
+"""
+
+
+def test_parameters_are_checked_when_they_are_set_and_not_for_each_image(start_tracker):
+    tracker = start_tracker(('-c', CHECKS), initial_grid=2)
+    before = tracker.output().count('checked')
+    for _ in range(5):
+        tracker.track()
+    tracker.diagnostic(lambda s, v: int(v['images tracked']) >= 5)
+    assert before >= len(TABLE) and tracker.output().count('checked') == before
+    assert tracker.set('late_within', 2.0).successful
+    assert 'late_within' in tracker.output().splitlines()[-1]
+
+
 def dump(tracker) -> tuple[dict, dict]:
     """All parameters as `ros2 param dump` writes them, and their described types."""
     from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters

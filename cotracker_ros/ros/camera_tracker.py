@@ -10,7 +10,6 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from cotracker_ros.engines import EngineError
-from cotracker_ros.ros import parameters
 from cotracker_ros.ros.diagnostics import Reporter, Statistics
 from cotracker_ros.ros.image_health import Repetition, is_blank
 from cotracker_ros.ros.mailbox import Mailbox
@@ -54,7 +53,7 @@ class CameraTracker:
         self._publisher = node.create_publisher(
             PointCloud2, f'{prefix}tracks', QoSProfile(depth=5, reliability=RELIABLE)
         )
-        p = parameters.values(node)
+        p = node.parameters
         self._compressed = p.image_transport == 'compressed'
         topic = node.resolve_topic_name(f'{prefix}image')
         self._images = MatchedSubscription(
@@ -139,7 +138,7 @@ class CameraTracker:
 
     def report(self) -> DiagnosticStatus:
         """Return the diagnostic status, with rates since the last one."""
-        p = parameters.values(self._node)
+        p = self._node.parameters
         waiting, ahead = self._tracker.waiting, self._tracker.ahead
         if ahead > FAR_AHEAD:
             self.statistics.note(
@@ -223,7 +222,7 @@ class CameraTracker:
         msg, arrival, published = item
         s = self.statistics
         stamp = stamp_seconds(msg.header)
-        p = parameters.values(self._node)
+        p = self._node.parameters
         self._tracker.late_within = p.late_within
         self._tracker.query_timeout = p.query_timeout or math.inf
         try:
@@ -360,7 +359,7 @@ class CameraTracker:
         try:
             if self._camera_info is None:
                 raise MessageError('needs camera_info, of which none has come')
-            rectified = is_rectified(self.image_topic, parameters.values(self._node).rectified)
+            rectified = is_rectified(self.image_topic, self._node.parameters.rectified)
             cloud = tracks_to_cloud(tracks, header, place(self._camera_info, size, rectified))
             if not send(self._tracks_3d, cloud):
                 raise MessageError('the middleware refused it')

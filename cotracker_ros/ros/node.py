@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import traceback
+from dataclasses import replace
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -68,6 +69,7 @@ class TrackerNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__('tracker')
         parameters.declare(self)
+        self.parameters = parameters.values(self)
         self.enabled = True
         self._cameras: list[CameraTracker] = []
         self._mailbox: Mailbox | None = None
@@ -87,7 +89,7 @@ class TrackerNode(LifecycleNode):
     @_transition
     def on_configure(self) -> None:
         """Load the model."""
-        p = parameters.values(self)
+        p = self.parameters
         slots = p.max_points or max(SLOTS, _points_wanted(p))
         _check_points(p, slots)
         try:
@@ -202,31 +204,24 @@ class TrackerNode(LifecycleNode):
 
     def _on_set_parameters(self, changes) -> SetParametersResult:
         """Say whether these values may be set; changes nothing."""
-        reason = parameters.refusal(changes)
         try:
-            if not reason and self._cameras:
-                changed = {
-                    change.name: parameters.clean(change.name, change.value)
-                    for change in changes
-                    if change.name in parameters.BY_NAME
-                }
-                p = parameters.values(self, **changed)
-                _check_points(p, self._cameras[0].slots)
-                if any(change.name == 'query_points' for change in changes):
-                    for camera in self._cameras:
-                        camera.points.check_query_points(p.query_points)
+            changed = parameters.checked(changes)
+            if self._cameras:
+                _check_points(replace(self.parameters, **changed), self._cameras[0].slots)
+                for camera in self._cameras if 'query_points' in changed else ():
+                    camera.points.check_query_points(changed['query_points'])
         except ValueError as error:
-            reason = str(error)
-        if not reason and not self._tells_what_was_set:
+            return SetParametersResult(successful=False, reason=str(error))
+        if not self._tells_what_was_set:
             self._on_parameters_set(changes)
-        return SetParametersResult(successful=not reason, reason=reason)
+        return SetParametersResult(successful=True)
 
     def _on_parameters_set(self, changes) -> None:
-        """Bring the points to values that were set; the other parameters are read when needed."""
-        for change in changes:
-            if change.name == 'query_points':
-                for camera in self._cameras:
-                    camera.points.set_query_points(tuple(change.value))
+        """Take over values that were set: as a whole, so that a step sees all of them or none."""
+        changed = parameters.checked(changes)
+        self.parameters = replace(self.parameters, **changed)
+        for camera in self._cameras if 'query_points' in changed else ():
+            camera.points.set_query_points(changed['query_points'])
 
     def _on_reset(self, request, response):
         count = sum(c.points.reset() for c in self._cameras)

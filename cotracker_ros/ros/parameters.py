@@ -322,7 +322,7 @@ def typed(changes: list) -> list:
     """
     result = []
     for change in changes:
-        with contextlib.suppress(KeyError, ValueError):  # not ours, or for `refusal`
+        with contextlib.suppress(KeyError, ValueError):  # not ours, or for `checked`
             change = _typed(BY_NAME[change.name], clean(change.name, change.value))
         result.append(change)
     return result
@@ -366,23 +366,17 @@ def _descriptor(p: Parameter):
 NodeParameters = make_dataclass('NodeParameters', [p.name for p in TABLE], frozen=True)
 
 
-def values(node, **changed) -> Any:
-    """Return the current values of the table, checked, as read-only attributes; `changed` are
-    values that take the place of some.
+def values(node) -> Any:
+    """Return the values of the table that a node has, as read-only attributes."""
+    return NodeParameters(**checked(node.get_parameter(p.name) for p in TABLE))
+
+
+def checked(changes: Iterable) -> dict[str, Any]:
+    """Return the values, by name, of those rclpy parameters that are the table's.
+
+    Raises ValueError for a value that is not allowed.
     """
-    current = {p.name: clean(p.name, node.get_parameter(p.name).value) for p in TABLE}
-    return NodeParameters(**(current | changed))
-
-
-def refusal(changes) -> str:
-    """Return why rclpy parameters cannot be set to these values; empty if they can."""
-    try:
-        for parameter in changes:
-            if parameter.name in BY_NAME:
-                clean(parameter.name, parameter.value)
-    except ValueError as error:
-        return str(error)
-    return ''
+    return {c.name: clean(c.name, c.value) for c in changes if c.name in BY_NAME}
 
 
 def yaml_text() -> str:
