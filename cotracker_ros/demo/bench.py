@@ -12,7 +12,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import PointCloud2
 
-from cotracker_ros.demo.run import DemoError, Process, environments
+from cotracker_ros.demo.processes import DemoError, Process, environments
 
 WARM_UP = 5.0  # seconds that do not count
 

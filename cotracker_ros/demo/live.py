@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 
-from cotracker_ros.demo.run import Process, environments
+from cotracker_ros.demo.processes import Process, environments
 
 
 def show(arguments: argparse.Namespace) -> None:
