@@ -1,9 +1,9 @@
-"""People between the answers of a pose detector: it is slow and sure, the tracker fast.
+"""Tracks people between the detections of a slow pose detector.
 
-A detector names the 17 keypoints of people a few times a second; the tracker carries them on every
-frame between. When it answers again, its people are matched to those that are followed, points
-that went astray are moved without a new id, keypoints seen for the first time are added, and
-people who are no longer found are given up.
+A detector finds the 17 keypoints of people a few times a second; the tracker follows them on every
+frame between. The people of each detection are matched to those that are tracked: points that have
+drifted are moved without a new id, keypoints seen for the first time are added, and people who are
+no longer detected are removed.
 
 Which keypoint of whom a point is, the tracks themselves say (`Tracks.body`), so a follower that is
 started anew goes on with the people it finds there.
@@ -22,7 +22,7 @@ from cotracker_ros.streaming import MAX_INSTANCE, StreamingTracker, Tracks
 
 REMEMBERED = 128  # frames whose tracks are kept, for detections that come late
 SAME = 0.35  # of a person's size: people further apart on average are two
-UNANSWERED = 15  # frames after which a point asked for that never came is asked for again
+RETRY_AFTER = 15  # frames after which a point that was requested and never came is requested again
 
 
 class Pose(NamedTuple):
@@ -35,7 +35,7 @@ class Pose(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What a detector's answer asks of the tracker."""
+    """What a detection changes in the tracker."""
 
     add: np.ndarray  # (N, 2) px: new points ...
     keypoint: np.ndarray  # (N + J,) int32: which keypoints they and those to move are
@@ -50,21 +50,23 @@ class _Person:
     found: float  # stamp of the last detection
     pose: Pose | None = None  # in the newest frame
     ids: np.ndarray = field(default_factory=lambda: np.zeros(len(KEYPOINTS), np.uint32))  # 0: none
-    # By keypoint: where a point was asked for that has not come yet, and frames since.
-    asked: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
+    # By keypoint: where a point was requested that has not come yet, and frames since.
+    pending: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
 
 
 class People:
-    """Who is followed, by the tracks of a tracker that runs here or anywhere.
+    """The people that are followed, by the tracks of a tracker in this process or elsewhere.
 
-    sure: score from which a detector is believed that it sees a keypoint. patience: seconds after
-    which a person is given up whom the detector no longer finds. tolerance: how far a point may
-    be off before it is moved, against the person's size; a point moved for every answer would
-    inherit the detector's trembling.
+    min_score: least score of a keypoint that is used. patience: seconds after which a person is
+    removed whom the detector no longer finds. tolerance: how far a point may be off before it is
+    moved, relative to the person's size; a point moved at every detection would inherit the
+    detector's jitter.
     """
 
-    def __init__(self, sure: float = 0.5, patience: float = 1.0, tolerance: float = 0.03) -> None:
-        self.sure, self.patience, self.tolerance = sure, patience, tolerance
+    def __init__(
+        self, min_score: float = 0.5, patience: float = 1.0, tolerance: float = 0.03
+    ) -> None:
+        self.min_score, self.patience, self.tolerance = min_score, patience, tolerance
         self._people: dict[int, _Person] = {}
         self._last = 0  # instance that was given last
         self._past: deque[Tracks] = deque(maxlen=REMEMBERED)
@@ -82,17 +84,17 @@ class People:
                 self._last = max(self._last, instance)
         for instance, person in list(self._people.items()):
             person.pose, person.ids = _pose(instance, person.found, tracks)
-            person.asked = {
+            person.pending = {
                 k: (xy, frames + 1)
-                for k, (xy, frames) in person.asked.items()
-                if not person.ids[k] and frames < UNANSWERED
+                for k, (xy, frames) in person.pending.items()
+                if not person.ids[k] and frames < RETRY_AFTER
             }
-            if not (person.ids.any() or person.asked):  # all its points were given up or refused
+            if not (person.ids.any() or person.pending):  # all its points were removed or refused
                 del self._people[instance]
         return [p.pose for p in self._people.values() if p.pose is not None and p.ids.any()]
 
     def correct(self, people: np.ndarray, stamp: float) -> Changes:
-        """Take a detector's answer for the frame of `stamp`: (P, 17, 3) of x, y px and score.
+        """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
         The frame is one of those seen, or the next one. Raises ValueError for another shape.
         """
@@ -101,7 +103,7 @@ class People:
             people = people.reshape(0, len(KEYPOINTS), 3)
         if people.ndim != 3 or people.shape[1:] != (len(KEYPOINTS), 3):
             raise ValueError(f'people are (P, {len(KEYPOINTS)}, 3), not {people.shape}')
-        xy = np.where(people[..., 2:] >= self.sure, people[..., :2], np.nan)
+        xy = np.where(people[..., 2:] >= self.min_score, people[..., :2], np.nan)
         xy = xy[np.isfinite(xy).all(2).sum(1) >= 3]  # fewer are no person
         followed = self._at(stamp)
         add, move = [], []  # (keypoint, instance, x, y, id)
@@ -109,13 +111,13 @@ class People:
             if instance is None:
                 instance = self._new(stamp)
             person, at = self._people[instance], followed.get(instance, np.full_like(row, np.nan))
-            person.found, reach = max(person.found, stamp), self.tolerance * _size(row)
+            person.found, radius = max(person.found, stamp), self.tolerance * _size(row)
             for k in np.flatnonzero(np.isfinite(row).all(1)).tolist():
                 if person.ids[k]:
-                    if not np.linalg.norm(at[k] - row[k]) <= reach:  # or NaN
+                    if not np.linalg.norm(at[k] - row[k]) <= radius:  # or NaN
                         move.append((k, instance, *row[k], person.ids[k]))
-                elif k not in person.asked:
-                    person.asked[k] = row[k], 0
+                elif k not in person.pending:
+                    person.pending[k] = row[k], 0
                     add.append((k, instance, *row[k], 0))
         rows = np.array([*add, *move], float).reshape(-1, 5)
         return Changes(
@@ -128,13 +130,13 @@ class People:
         )
 
     def refused(self, changes: Changes) -> None:
-        """Forget that points were asked for, which the tracker did not take."""
+        """Forget points that were requested and that the tracker did not take."""
         new = slice(len(changes.add))
         for k, instance in zip(changes.keypoint[new], changes.instance[new], strict=True):
             person = self._people.get(int(instance))
             if person is not None:
-                person.asked.pop(int(k), None)
-                if not (person.ids.any() or person.asked):
+                person.pending.pop(int(k), None)
+                if not (person.ids.any() or person.pending):
                     del self._people[int(instance)]
 
     def _at(self, stamp: float) -> dict[int, np.ndarray]:
@@ -145,8 +147,8 @@ class People:
             xy = np.full((len(KEYPOINTS), 2), np.nan)
             if past:
                 xy = _pose(instance, 0.0, past[-1])[0].xy
-            for k, (asked, _) in person.asked.items():
-                xy[k] = asked
+            for k, (requested, _) in person.pending.items():
+                xy[k] = requested
             places[instance] = xy
         return places
 
@@ -187,7 +189,7 @@ class Follower:
         return self.people.see(self.tracker.track(frame, stamp))
 
     def correct(self, people: np.ndarray, stamp: float) -> None:
-        """Take a detector's answer for the frame of `stamp`: (P, 17, 3) of x, y px and score.
+        """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
         The frame is one of those tracked, not older than the model's window, or the next one.
         Raises ValueError for another shape, and where the tracker is full or does not remember

@@ -46,6 +46,27 @@ def test_arguments_that_ros_refuses_give_one_line(extra, message):
     assert line.startswith("tracker: Couldn't parse ") and message in line and '.c:' not in line
 
 
+@pytest.mark.parametrize(
+    'module, program', [
+        ('ros.camera', 'camera'), ('ros.people', 'people'), ('ros.echo', 'cotracker-echo'),
+        ('live', 'cotracker-live'),
+    ],
+)  # fmt: skip
+def test_every_program_says_in_one_line_what_ros_refuses(module, program):
+    command = [sys.executable, '-m', f'cotracker_ros.{module}', '--ros-args', '-p', 'x:=[']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2, done.stderr
+    *rcl, line = done.stderr.strip().splitlines()
+    assert len(rcl) <= 1 and line.startswith(f"{program}: Couldn't parse ") and 'x:=[' in line
+
+
+def test_a_parameter_of_another_type_gives_one_line():
+    command = [sys.executable, '-m', 'cotracker_ros.ros.camera', '--ros-args', '-p', 'loop:=7']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.stderr.startswith('camera: ') and 'loop' in done.stderr
+
+
 WITHOUT_HOME = """
 import os, sys
 for name in ('HOME', 'ROS_HOME', 'ROS_LOG_DIR'):

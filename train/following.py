@@ -1,11 +1,11 @@
-"""How well people are followed between the answers of a slow pose detector.
+"""How well people are tracked between the detections of a slow pose detector.
 
     python train/following.py VIDEO ... --detector 'COMMAND' --output runs/following.json
 
-The detector (see examples/blazepose.py) answers every frame once; at 1, 2, 5 and 10 answers a
+The detector (see examples/blazepose.py) runs once on every frame; at 1, 2, 5 and 10 detections a
 second all others are kept from the tracker, and are what it is measured against: the distance from
-the detector's own answer in frames that were not given, beside holding the last answer still and
-Lucas-Kanade from it. There is no truth here: the detector's trembling is in every row alike.
+the detector's own keypoints in frames that were not given, beside holding the last detection and
+Lucas-Kanade from it. There is no ground truth here: the detector's jitter is in every row.
 
 Times are of the processor, all threads together, so that a busy machine does not change them.
 """
@@ -32,29 +32,29 @@ from cotracker_ros.streaming import StreamingTracker
 from examples.follow_people import Detector
 from export.reporting import markdown
 
-RATES = (1.0, 2.0, 5.0, 10.0)  # answers a second
+RATES = (1.0, 2.0, 5.0, 10.0)  # detections a second
 PEOPLE = 3  # for whom there is room
-SURE = 0.5  # score from which the detector is believed
+MIN_SCORE = 0.5  # of a keypoint that counts
 
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Video (T, H, W, 3), answers (T, 17, 3), given (T,) bool -> positions (T, 17, 2), NaN: none."""
+"""Video (T, H, W, 3), detections (T, 17, 3), given (T,) bool -> xy (T, 17, 2), NaN: none."""
 
 
-def known(answers: np.ndarray) -> np.ndarray:
-    """Return the places (..., 17, 2) of answers (..., 17, 3), NaN where the detector is unsure."""
-    return np.where(answers[..., 2:] >= SURE, answers[..., :2], np.nan)
+def known(detections: np.ndarray) -> np.ndarray:
+    """Return the places (..., 17, 2) of detections (..., 17, 3), NaN where their score is low."""
+    return np.where(detections[..., 2:] >= MIN_SCORE, detections[..., :2], np.nan)
 
 
-def hold(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Everybody stays where the last answer was."""
+def hold(video: np.ndarray, detections: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Everybody stays where the last detection was."""
     last = np.maximum.accumulate(np.where(given, np.arange(len(given)), 0))
-    return known(answers)[last]
+    return known(detections)[last]
 
 
-def lucas_kanade(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Pyramidal Lucas-Kanade from frame to frame, from each answer on."""
+def lucas_kanade(video: np.ndarray, detections: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Pyramidal Lucas-Kanade from frame to frame, from each detection on."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
-    xy, places = known(answers), np.full((*answers.shape[:2], 2), np.nan)
+    xy, places = known(detections), np.full((*detections.shape[:2], 2), np.nan)
     for t in range(len(video)):
         if given[t]:
             places[t] = xy[t]
@@ -70,16 +70,16 @@ def lucas_kanade(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> n
 
 
 def tracked(model: str, fps: float, threads: int) -> Method:
-    """Our tracker, which each answer corrects."""
+    """Our tracker, which each detection corrects."""
     tracker = StreamingTracker(model, 17 * PEOPLE, threads=threads)
 
-    def run(video: np.ndarray, answers: np.ndarray, given: np.ndarray) -> np.ndarray:
+    def run(video: np.ndarray, detections: np.ndarray, given: np.ndarray) -> np.ndarray:
         tracker.reset()
-        follower = Follower(tracker, People(SURE, patience=3.0))
-        places = np.full((*answers.shape[:2], 2), np.nan)
+        follower = Follower(tracker, People(MIN_SCORE, patience=3.0))
+        places = np.full((*detections.shape[:2], 2), np.nan)
         for t, frame in enumerate(video):
-            if given[t] and np.isfinite(answers[t]).all():
-                follower.correct(answers[t][None], t / fps)
+            if given[t] and np.isfinite(detections[t]).all():
+                follower.correct(detections[t][None], t / fps)
             poses = follower.track(frame, t / fps)
             if poses:  # whom the detector found last, where it goes from one person to another
                 places[t] = max(poses, key=lambda pose: pose.found).xy
@@ -88,17 +88,17 @@ def tracked(model: str, fps: float, threads: int) -> Method:
     return run
 
 
-def score(places: np.ndarray, answers: np.ndarray, given: np.ndarray) -> dict[str, float]:
-    """Return the median distance from the answers that were not given, in percent of the person's
-    size, and the share within 10 %.
+def score(places: np.ndarray, detections: np.ndarray, given: np.ndarray) -> dict[str, float]:
+    """Return the median distance from the detections that were not given, in percent of the
+    person's size, and the share within 10 %.
 
-    Counted are keypoints of which the last answer was sure and that the detector is sure of.
+    Counted are keypoints whose score is high enough both here and in the last detection given.
     """
-    xy = known(answers)
+    xy = known(detections)
     low, high = (np.where(np.isfinite(xy), xy, fill) for fill in (np.inf, -np.inf))
     size = (high.max(1) - low.min(1)).max(-1)  # -inf where nobody was found
     counted = ~given[:, None] & np.isfinite(xy).all(-1)
-    counted &= np.isfinite(hold(places, answers, given)).all(-1) & (size > 0)[:, None]
+    counted &= np.isfinite(hold(places, detections, given)).all(-1) & (size > 0)[:, None]
     error = np.linalg.norm(places - xy, axis=-1) / size[:, None]
     error = np.where(np.isfinite(error), error, np.inf)[counted]  # no track: wrong
     return {
@@ -121,7 +121,7 @@ def detect(
     detector finds in every frame, NaN: none, the frames a second, and the detector's ms a frame.
     """
     video = open_video(str(path))
-    images, answers, began = [], [], 0.0
+    images, detections, began = [], [], 0.0
     for image in islice(video.frames, round(seconds * video.fps)):
         if len(images) == 1:  # the first one loads the network
             began = processor_seconds(detector.pid)
@@ -130,9 +130,9 @@ def detect(
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         found = detector.find(image)
         images.append(image)
-        answers.append(found[0] if len(found) else np.full((17, 3), np.nan))
+        detections.append(found[0] if len(found) else np.full((17, 3), np.nan))
     used = processor_seconds(detector.pid) - began
-    return np.stack(images), np.stack(answers), video.fps, 1000 * used / max(1, len(images) - 1)
+    return np.stack(images), np.stack(detections), video.fps, 1000 * used / max(1, len(images) - 1)
 
 
 def main() -> int:
@@ -150,7 +150,7 @@ def main() -> int:
     try:
         detector = Detector(args.detector)
         for path in args.videos:
-            video, answers, fps, detector_ms = detect(path, detector, args.seconds)
+            video, detections, fps, detector_ms = detect(path, detector, args.seconds)
             methods = {
                 'still': hold,
                 'Lucas-Kanade': lucas_kanade,
@@ -161,10 +161,10 @@ def main() -> int:
                 given = np.diff(np.floor(due + 1e-6), prepend=-1) > 0
                 for name, run in methods.items():
                     began = time.process_time()
-                    places = run(video, answers, given)
+                    places = run(video, detections, given)
                     ms = 1000 * (time.process_time() - began) / len(video)
                     row = {'video': path.name, 'rate': rate, 'method': name}
-                    row |= score(places, answers, given)
+                    row |= score(places, detections, given)
                     row |= {'ms': ms, 'detector ms': detector_ms}
                     row['pair ms'] = ms + detector_ms * rate / fps
                     rows.append(row)

@@ -10,10 +10,9 @@ import threading
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 
 from cotracker_ros.live.node import LiveNode
-from cotracker_ros.ros.startup import init
+from cotracker_ros.ros.startup import StartError, init, own_arguments
 
 TOKEN_VARIABLE = 'COTRACKER_LIVE_TOKEN'
 
@@ -110,7 +109,7 @@ def _spin(executor, loop, stop) -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the live view; returns the exit status."""
     arguments = sys.argv if args is None else ['cotracker-live', *args]
-    options = parsed(remove_ros_args(arguments)[1:])
+    options = parsed(own_arguments(arguments))
     try:
         import aiohttp  # noqa: F401
     except ImportError:
@@ -120,9 +119,12 @@ def main(args: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    init(arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
+        init(arguments, signal_handler_options=SignalHandlerOptions.NO)
         return asyncio.run(serve(options))
+    except StartError as error:
+        print(f'cotracker-live: {error}', file=sys.stderr)
+        return 2
     finally:
         rclpy.try_shutdown()
         rclpy.get_default_context().destroy()  # or files stay behind in /dev/shm

@@ -20,7 +20,7 @@ from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.ros.messages import array_to_image
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.resources import resource_file
-from cotracker_ros.ros.startup import init, until_interrupted
+from cotracker_ros.ros.startup import run
 
 RETRY_SECONDS = 1.0  # until a device that is gone is opened again
 PARAMETERS = {
@@ -77,19 +77,7 @@ def main(args: list[str] | None = None) -> int:
     profiles = str(resource_file('config/fastdds_shm.xml'))  # for large images
     for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
         os.environ.setdefault(name, profiles)
-    init(args)
-    node = CameraNode()
-    try:
-        with until_interrupted():
-            node.run()
-    except VideoError as error:
-        print(f'camera: {error}', file=sys.stderr)
-        return 1
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-        rclpy.get_default_context().destroy()  # or files stay behind in /dev/shm
-    return 0
+    return run('camera', lambda: CameraNode().run(), args, (VideoError,))
 
 
 if __name__ == '__main__':

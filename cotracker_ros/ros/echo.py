@@ -6,17 +6,10 @@ import sys
 import numpy as np
 import rclpy
 from rclpy.qos import QoSProfile
-from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import PointCloud2
 
 from cotracker_ros.ros.messages import TRACK, MessageError, cloud_to_tracks
-from cotracker_ros.ros.startup import (
-    StartError,
-    init,
-    interrupt_once,
-    shutdown,
-    until_interrupted,
-)
+from cotracker_ros.ros.startup import own_arguments, run
 from cotracker_ros.ros.subscription import BEST_EFFORT
 from cotracker_ros.skeleton import KEYPOINTS
 from cotracker_ros.streaming import NEW, OUTSIDE, QUERY_FRAME, VISIBLE, body_of
@@ -62,29 +55,23 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> int:
     """Print until SIGINT or SIGTERM; returns the exit status."""
     arguments = sys.argv if args is None else ['cotracker-echo', *args]
-    options = parsed(remove_ros_args(arguments)[1:])
-    interrupt_once()
-    status = 0
+    options = parsed(own_arguments(arguments))
+    return run('cotracker-echo', lambda: echo(options), arguments, (MessageError,))
+
+
+def echo(options: argparse.Namespace) -> None:
+    """Print the messages of a topic. Raises MessageError for one that holds no tracks."""
+    node, messages = rclpy.create_node('cotracker_echo'), []
+    qos = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
+    node.create_subscription(PointCloud2, options.topic, messages.append, qos)
     try:
-        with until_interrupted():
-            init(arguments)
-            node = rclpy.create_node('cotracker_echo')
-            messages = []
-            qos = QoSProfile(depth=5, reliability=BEST_EFFORT)  # hears every publisher
-            node.create_subscription(PointCloud2, options.topic, messages.append, qos)
-            while not (options.once and messages):
-                messages.clear()
-                rclpy.spin_once(node)
-                for msg in messages:
-                    print(table(msg, options.visible), flush=True)
+        while not (options.once and messages):
+            messages.clear()
+            rclpy.spin_once(node)
+            for msg in messages:
+                print(table(msg, options.visible), flush=True)
     except BrokenPipeError:  # of `| head`
         sys.stdout = None
-    except (MessageError, StartError) as error:
-        print(f'cotracker-echo: {error}', file=sys.stderr)
-        status = 1
-    finally:
-        shutdown()
-    return status
 
 
 if __name__ == '__main__':

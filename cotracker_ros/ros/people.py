@@ -1,7 +1,7 @@
 """A node that follows people: a slow detector's keypoints in, queries to the tracker out.
 
-Between two answers of the detector the tracker carries every keypoint; what an answer asks of it,
-`cotracker_ros.follow.People` decides.
+Between two detections the tracker follows every keypoint; `cotracker_ros.follow.People` decides
+what a detection changes.
 """
 
 import sys
@@ -10,7 +10,6 @@ import numpy as np
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
@@ -24,13 +23,7 @@ from cotracker_ros.ros.messages import (
     stamp_seconds,
 )
 from cotracker_ros.ros.publishing import send
-from cotracker_ros.ros.startup import (
-    StartError,
-    init,
-    interrupt_once,
-    shutdown,
-    until_interrupted,
-)
+from cotracker_ros.ros.startup import run
 from cotracker_ros.ros.subscription import MatchedSubscription
 from cotracker_ros.streaming import Tracks
 
@@ -53,11 +46,11 @@ NAMES = {
 }
 NUMBERS = {
     # default, least, most
-    'sure': (0.5, 0.0, 1.0, 'Score from which the detector is believed to see a keypoint'),
-    'patience': (1.0, 0.0, 3600.0, 'Seconds after which a person is given up who is not found'),
+    'min_score': (0.5, 0.0, 1.0, 'Least score of a keypoint that is used'),
+    'patience': (1.0, 0.0, 3600.0, 'Seconds after which a person is removed who is not detected'),
     'tolerance': (
         0.03, 0.0, 10.0,
-        'How far a point may be off before it is moved, against the size of the person',
+        'How far a point may be off before it is moved, relative to the size of the person',
     ),
 }  # fmt: skip
 
@@ -135,7 +128,7 @@ def boxes(poses: list[Pose], stamp: float) -> np.ndarray:
 
 
 def queries(changes: Changes) -> np.ndarray:
-    """Return the rows of ~/queries that ask for changes: (N,) of dtype QUERY."""
+    """Return the rows of ~/queries for these changes: (N,) of dtype QUERY."""
     new, moved, gone = len(changes.add), len(changes.move), len(changes.remove)
     rows = np.zeros(new + moved + gone, QUERY)
     rows['keypoint'] = -1
@@ -149,19 +142,7 @@ def queries(changes: Changes) -> np.ndarray:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    interrupt_once()
-    status = 0
-    try:
-        with until_interrupted():
-            init(args)
-            node = PeopleNode()
-            rclpy.spin(node)
-    except (StartError, ParameterException, ValueError) as error:  # of the command line
-        print(f'people: {error}', file=sys.stderr)
-        status = 2
-    finally:
-        shutdown()
-    return status
+    return run('people', lambda: rclpy.spin(PeopleNode()), args)
 
 
 if __name__ == '__main__':

@@ -6,15 +6,41 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
+from rclpy.utilities import remove_ros_args
 
 
 class StartError(RuntimeError):
     """ROS does not start; the text is one line for its user."""
+
+
+def run(
+    program: str,
+    work: Callable[[], object],
+    args: list[str] | None = None,
+    failures: tuple[type[Exception], ...] = (),
+) -> int:
+    """Start ROS, do `work` until it ends or SIGINT or SIGTERM comes, and end ROS.
+
+    Returns the exit status: 0; 1 after one of `failures`; 2 for arguments or parameters that are
+    refused. Of both the user gets one line.
+    """
+    interrupt_once()
+    try:
+        with until_interrupted():
+            init(args)
+            work()
+        return 0
+    except (StartError, ParameterException, *failures) as error:
+        print(f'{program}: {error}', file=sys.stderr)
+        return 1 if isinstance(error, failures) else 2
+    finally:
+        shutdown()
 
 
 def init(args: list[str] | None = None, **options) -> None:
@@ -25,6 +51,14 @@ def init(args: list[str] | None = None, **options) -> None:
     except RuntimeError as error:  # of several classes, which rclpy does not export
         text = str(error).removeprefix('failed to initialize rcl: ')
         raise StartError(re.sub(r', at [^ ]+:\d+', '', text).strip()) from None
+
+
+def own_arguments(arguments: list[str]) -> list[str]:
+    """Return the arguments of a program that are not for ROS, without its name."""
+    try:
+        return remove_ros_args(arguments)[1:]
+    except RuntimeError:  # some for ROS are wrong: `init` will say which
+        return []
 
 
 def provide_log_folder() -> None:
