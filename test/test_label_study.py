@@ -36,12 +36,12 @@ class Commands:
         output = Path(option['--output'])
         if script == 'pseudo_label.py':
             videos = words[: words.index('--output')]
-            asked = words[words.index('--teachers') + 1 :]
+            used = words[words.index('--teachers') + 1 :]
             lines = [{'id': f'{k:016x}', 'video': video} for k, video in enumerate(videos)]
             for line in lines:
                 path = output / name_of('clips', line['id'], '.npz')
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({**line, 'teachers': asked, 'words': words}))
+                path.write_text(json.dumps({**line, 'teachers': used, 'words': words}))
             text = ''.join(json.dumps(line) + '\n' for line in lines)
             (output / 'manifest.jsonl').write_text(text)
             return 2 in fine  # some clips failed
@@ -95,7 +95,7 @@ def test_rows_are_made_from_what_their_titles_say(study, monkeypatch, capsys):
     before = [str(one / f'all, round {n}' / 'run' / 'realtime.safetensors') for n in (1, 2)]
     assert rounds == [START, *before]
     assert all(steps == 7 for *_, steps in commands.trained)
-    asked = {
+    used = {
         'all, round 2': [*TEACHERS, before[0]], 'all, round 3': [*TEACHERS, before[1]],
         'lucas-kanade alone': TEACHERS[:1], 'dis-flow alone': TEACHERS[1:],
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_rows_are_made_from_what_their_titles_say(study, monkeypatch, capsys):
         clips = clips_of(one / title / 'labels')
         assert len({clip['video'] for clip in clips}) == many.get(title, 4)
         for clip in clips:
-            assert clip['teachers'] == asked.get(title, TEACHERS)
+            assert clip['teachers'] == used.get(title, TEACHERS)
             assert ('--together' in clip['words']) == (title == 'all, together')
             assert dict(pairwise(clip['words']))['--size'] == '128'
     capsys.readouterr()

@@ -35,23 +35,23 @@ def test_truth_is_right_and_what_is_off_or_hidden_is_wrong(clip):
 
 
 def test_filters_leave_less_and_a_teacher_is_asked_once_each_way(clip):
-    asked = []
+    calls = []
 
     def stuck(video, queries):
         """Stands still, sees all: it comes back to its query, and looks like something else."""
-        asked.append(len(video))
+        calls.append(len(video))
         tracks = np.repeat(queries[None, :, 1:], len(video), 0)
         return tracks, np.ones(tracks.shape[:2], bool)
 
     teachers = [Teacher('stuck', '', False, stuck)]
-    told = label_truth.answers(clip, teachers, LabelConfig())
-    assert len(asked) == 2 and ('all, together', label_truth.ALIKE) not in told
-    none, trip, alike = (
-        label_truth.shares(clip, told['stuck', name])
-        for name in (label_truth.NO_FILTER, label_truth.ROUND_TRIP, label_truth.ALIKE)
+    labels = label_truth.labels_of(clip, teachers, LabelConfig())
+    assert len(calls) == 2 and ('all, together', label_truth.CORRELATED) not in labels
+    none, trip, correlated = (
+        label_truth.shares(clip, labels['stuck', name])
+        for name in (label_truth.NO_FILTER, label_truth.ROUND_TRIP, label_truth.CORRELATED)
     )
     assert none == trip and none[1] < 50
-    assert alike[0] < 0.6 * trip[0] and alike[1] > trip[1]
+    assert correlated[0] < 0.6 * trip[0] and correlated[1] > trip[1]
     rows = {('stuck', 'a'): [(50.0, 90.0), (60.0, np.nan)], ('stuck', 'b'): [(1.0, np.nan)]}
     text = label_truth.table(rows)
     assert '| stuck | a | 55.0 ± 5.0 | 90.0 | 2 |' in text

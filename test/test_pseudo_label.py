@@ -20,11 +20,22 @@ from train.data.clip import DataError
 from train.data.readers.pseudo_labels import PseudoLabels, pack, unpack
 from train.data.storage import LEASE, Busy, Folder, Lease
 from train.data.videos import VideoReader, find_videos
-from train.teachers import Labels, Teacher, agreed, ask, sift_queries
+from train.teachers import Labels, Teacher, consensus, sift_queries, track_queries
 
 ROOT = Path(__file__).parents[1]
 VELOCITY = 2, -1  # px per frame
-SMALL = ['--frames', '8', '--least', '4', '--points', '40', '--kept', '10', '--size', '128']
+SMALL = [
+    '--frames',
+    '8',
+    '--min-frames',
+    '4',
+    '--points',
+    '40',
+    '--min-tracks',
+    '10',
+    '--size',
+    '128',
+]
 CLASSICAL = ['--teachers', 'lucas-kanade', 'dis-flow']
 
 
@@ -104,8 +115,8 @@ def test_a_share_of_the_queries_is_taken_where_something_moves():
     video = np.repeat(texture(1), 12, 0)
     video[:, 30:60, 40:70] = texture(12, seed=1)[:, 30:60, 40:70]  # a tenth of the picture
     shares = []
-    for moving in (0.0, 0.5):
-        queries = sift_queries(video, 60, 4, np.random.default_rng(0), moving)
+    for moving_share in (0.0, 0.5):
+        queries = sift_queries(video, 60, 4, np.random.default_rng(0), moving_share)
         assert len(np.unique(queries, axis=0)) == 60
         _, x, y = queries.T
         shares.append(np.mean((x > 32) & (x < 78) & (y > 22) & (y < 68)))
@@ -128,15 +139,15 @@ def test_a_track_counts_only_where_the_way_back_agrees():
     video = np.zeros((6, 32, 64, 3), np.uint8)
     video += np.arange(6, dtype=np.uint8)[:, None, None, None]
     queries = np.array([[1, 10, 10], [1, 20, 10], [0, 60, 10]], np.float32)
-    told = ask(Teacher('fake', '', True, track), video, queries, 2.0)
-    assert told.visible[:, 0].tolist() == [False, True, True, True, True, True]
-    assert not told.visible[:, 1].any() and not told.weight[:, 1].any()
+    labels = track_queries(Teacher('fake', '', True, track), video, queries, 2.0)
+    assert labels.visible[:, 0].tolist() == [False, True, True, True, True, True]
+    assert not labels.visible[:, 1].any() and not labels.weight[:, 1].any()
     # Point 2 leaves the picture at x = 63.5: hidden there, and its place a guess.
-    assert told.visible[:, 2].tolist() == [True] * 4 + [False] * 2
-    assert told.weight[:, 2].tolist() == [1.0] * 6
-    classical = ask(Teacher('fake', '', False, track), video, queries, 2.0)
+    assert labels.visible[:, 2].tolist() == [True] * 4 + [False] * 2
+    assert labels.weight[:, 2].tolist() == [1.0] * 6
+    classical = track_queries(Teacher('fake', '', False, track), video, queries, 2.0)
     assert classical.weight[:, 2].tolist() == [1.0] * 4 + [0.0] * 2
-    alone = ask(Teacher('fake', '', True, track), video, queries, 0.0)
+    alone = track_queries(Teacher('fake', '', True, track), video, queries, 0.0)
     assert alone.visible[1:, 1].all()
 
 
@@ -150,15 +161,15 @@ def test_a_visible_point_must_look_as_at_its_query():
     said = np.where(np.arange(10)[:, None] < 5, truth, queries[:, 1:]).astype(np.float32)
     hidden = np.zeros((8, 10), bool)
     hidden[5:, 9] = True
-    for guesses in (True, False):
-        stand_in = Teacher('stand-in', '', guesses, lambda video, queries: (said, ~hidden))
-        labels = ask(stand_in, video, queries, 0.0, 0.5)
+    for tracks_hidden in (True, False):
+        stand_in = Teacher('stand-in', '', tracks_hidden, lambda video, queries: (said, ~hidden))
+        labels = track_queries(stand_in, video, queries, 0.0, 0.5)
         known = labels.weight > 0
         assert known[1:, :5].all() and not known[0].any()
         # Two frames on, 4 px off, nothing looks the same; what is hidden need not.
         assert known[1, 5:].all() and not known[3:, 5:9].any() and not known[3:5, 9].any()
-        assert (known[5:, 9] == guesses).all()
-    assert (ask(stand_in, video, queries, 0.0).weight[1:, :9] > 0).all()
+        assert (known[5:, 9] == tracks_hidden).all()
+    assert (track_queries(stand_in, video, queries, 0.0).weight[1:, :9] > 0).all()
 
 
 def test_teachers_agree_by_majority():
@@ -166,10 +177,12 @@ def test_teachers_agree_by_majority():
     xy[1, 0, :, 0] = 1.0
     xy[2, 0, :, 0] = [0.5, 50, 50, 50]
     seen = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]], bool)[:, None]
-    told = agreed([Labels(*x, x[1].astype(np.float32)) for x in zip(xy, seen, strict=True)], 2)
-    assert told.visible.tolist() == [[True, True, False, False]]
-    assert told.weight[0].tolist() == pytest.approx([1, 2 / 3, 0, 0])
-    assert told.tracks[0, :2, 0].tolist() == [0.5, 1.0]
+    labels = consensus(
+        [Labels(*x, x[1].astype(np.float32)) for x in zip(xy, seen, strict=True)], 2
+    )
+    assert labels.visible.tolist() == [[True, True, False, False]]
+    assert labels.weight[0].tolist() == pytest.approx([1, 2 / 3, 0, 0])
+    assert labels.tracks[0, :2, 0].tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize('scheme', ['memory', 'file'])
@@ -207,10 +220,10 @@ def test_bad_videos_are_told_and_counted_and_the_rest_goes_on(videos, tmp_path, 
     write_video(torn, texture(30), 30)
     (videos / 'torn.mp4').write_bytes(torn.read_bytes()[:2000])
     assert run(videos, '--output', tmp_path / 'out') == 0
-    told, wrong = capsys.readouterr()
-    assert '3 unreadable' in told and '1 too short' in told and '1 there twice' in told
-    assert '1 other files' in told and '4, of these 3 done, 1 skipped' in told
-    assert '1 skipped: 0 keypoints' in told
+    out, wrong = capsys.readouterr()
+    assert '3 unreadable' in out and '1 too short' in out and '1 there twice' in out
+    assert '1 other files' in out and '4, of these 3 done, 1 skipped' in out
+    assert '1 skipped: 0 keypoints' in out
     for name in ('empty.mp4', 'text.mkv', 'torn.mp4'):
         assert name in wrong
     assert len(PseudoLabels(tmp_path / 'out')) == 3
@@ -294,7 +307,7 @@ def test_a_killed_driver_is_followed_by_another(videos, tmp_path):
     kill = (
         'import os, signal; from train import pseudo_label; import sys; run = pseudo_label.run\n'
         'def seen(clip, outcome): os.kill(os.getpid(), signal.SIGKILL)\n'
-        'pseudo_label.run = lambda *given: run(*given, seen=seen)\n'
+        'pseudo_label.run = lambda *given: run(*given, on_outcome=seen)\n'
         'pseudo_label.main(sys.argv[1:])'
     )
     words = command(videos, '--output', out)[2:]
@@ -330,8 +343,8 @@ def test_labels_of_other_settings_are_not_mixed(videos, tmp_path, capsys):
     assert run(videos, '--output', tmp_path / 'out') == 0
     assert run(videos, '--output', tmp_path / 'out', '--quality', '50') == 1
     assert 'other settings (quality)' in capsys.readouterr().err
-    assert run(videos, '--output', tmp_path / 'out', '--sure', '2') == 1
-    assert 'probability' in capsys.readouterr().err
+    assert run(videos, '--output', tmp_path / 'out', '--visibility-threshold', '2') == 1
+    assert 'must lie between 0 and 1' in capsys.readouterr().err
     assert run(tmp_path / 'nowhere', '--output', tmp_path / 'out') == 1
     assert 'nothing is there' in capsys.readouterr().err
 
@@ -418,7 +431,7 @@ def test_labelling_does_not_move_a_teacher(videos, tmp_path):
     teacher = Teacher('v3', '', True, trackers.whole_video(model, 1, threshold=0.4))
     video = texture(6)
     queries = sift_queries(video, 20, 2, np.random.default_rng(0))
-    one, two = (ask(teacher, video, queries, 0.0) for _ in range(2))
+    one, two = (track_queries(teacher, video, queries, 0.0) for _ in range(2))
     assert np.array_equal(one.tracks, two.tracks)
     assert all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
@@ -457,7 +470,7 @@ def seen(clip, outcome):
         killed.append(outcome.worker)
         os.kill({victim}, signal.SIGKILL)
 
-pseudo_label.run = lambda *given: run(*given, seen=seen)
+pseudo_label.run = lambda *given: run(*given, on_outcome=seen)
 sys.exit(pseudo_label.main(sys.argv[1:]))
 """
 

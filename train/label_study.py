@@ -82,9 +82,9 @@ class Study:
         yield BEFORE, self.measure(start, self.args.output / BEFORE, seed)
         everything, weights = None, start
         for number in range(1, self.args.rounds + 1):
-            asked = teachers if number == 1 else [*teachers, str(weights)]
+            used = teachers if number == 1 else [*teachers, str(weights)]
             title = f'all, round {number}'
-            labels = self.label(title, seed, asked)
+            labels = self.label(title, seed, used)
             tuned = self.finetune(title, seed, labels, weights)
             if tuned is None:
                 break

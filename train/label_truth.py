@@ -3,7 +3,7 @@
     python train/label_truth.py ../shared/photographs --clips 8
 
 For each teacher, and for all together, with the filters of `pseudo_label.py` one after the other:
-how much of what can be seen is believed, and how much of that is right, within 3 px of a point
+how much of what can be seen is labelled, and how much of that is right, within 3 px of a point
 that is truly visible. Points that move less than 5 px are left out, and so are frames before a
 query and the query's own. Shares in percent, with their standard errors over the clips.
 """
@@ -25,13 +25,13 @@ from tqdm import tqdm
 from export.reporting import markdown
 from train.data.synthetic.photo_scenes import PhotoClip, PhotoSceneConfig, PhotoScenes
 from train.data.synthetic.textures import read_photographs
-from train.teachers import LabelConfig, Labels, Teacher, agreed, ask, load_teacher
+from train.teachers import LabelConfig, Labels, Teacher, consensus, load_teacher, track_queries
 from train.trackers import Tracker
 
 MOVES, NEAR = 5.0, 3.0  # px
-NO_FILTER, ROUND_TRIP, ALIKE = 'no filter', 'round trip', 'round trip, alike'
+NO_FILTER, ROUND_TRIP, CORRELATED = 'no filter', 'round trip', 'round trip, correlation'
 
-Shares = tuple[float, float]  # believed of visible, right of believed; percent
+Shares = tuple[float, float]  # recall: labelled of visible; precision: right of labelled; percent
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,59 +50,60 @@ def main(arguments: list[str] | None = None) -> None:
     scenes = PhotoScenes(
         PhotoSceneConfig(frames=args.frames), read_photographs(args.photographs), seed=args.seed
     )
-    teachers = [load_teacher(name, limits.sure, threads=1) for name in args.teachers]
+    threshold = limits.visibility_threshold
+    teachers = [load_teacher(name, threshold, threads=1) for name in args.teachers]
     rows: dict[tuple[str, str], list[Shares]] = {}
     for index in tqdm(range(args.clips), unit='clip', disable=None):
         clip = scenes.clip(index, args.points)
-        for row, labels in answers(clip, teachers, limits).items():
+        for row, labels in labels_of(clip, teachers, limits).items():
             rows.setdefault(row, []).append(shares(clip, labels))
     print(table(rows))
 
 
-def answers(
+def labels_of(
     clip: PhotoClip, teachers: Sequence[Teacher], limits: LabelConfig
 ) -> dict[tuple[str, str], Labels]:
-    """What each teacher, and more than half of them, say of a clip, by name and filters."""
+    """The labels of a clip by each teacher, and by more than half of them, by name and filters."""
     start = clip.query_frame, np.arange(len(clip.query_frame))
     queries = np.column_stack([clip.query_frame, clip.tracks[start]]).astype(np.float32)
-    teachers = [dataclasses.replace(t, track=remembering(t.track)) for t in teachers]
+    teachers = [dataclasses.replace(t, track=cached(t.track)) for t in teachers]
     filters = {
         NO_FILTER: (0.0, 0.0),
         ROUND_TRIP: (limits.round_trip, 0.0),
-        ALIKE: (limits.round_trip, limits.alike),
+        CORRELATED: (limits.round_trip, limits.min_correlation),
     }
-    told = {}
+    rows = {}
     for name, limit in filters.items():
-        said = [ask(teacher, clip.video, queries, *limit) for teacher in teachers]
-        told |= {(t.name, name): labels for t, labels in zip(teachers, said, strict=True)}
-        if len(said) > 1:
-            told['all, together', name] = agreed(said, limits.agree)
-    return told
+        each = [track_queries(teacher, clip.video, queries, *limit) for teacher in teachers]
+        rows |= {(t.name, name): labels for t, labels in zip(teachers, each, strict=True)}
+        if len(each) > 1:
+            rows['all, together', name] = consensus(each, limits.agree)
+    return rows
 
 
-def remembering(track: Tracker) -> Tracker:
-    """The same tracker, which is asked everything once."""
+def cached(track: Tracker) -> Tracker:
+    """The same tracker, which tracks the same queries once."""
     known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
-    def again(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def track_once(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         key = video[0].tobytes() + queries.tobytes()
         if key not in known:
             known[key] = track(video, queries)
         return known[key]
 
-    return again
+    return track_once
 
 
 def shares(clip: PhotoClip, labels: Labels) -> Shares:
-    """How much of what can be seen of moving points is believed, and how much of that is right;
+    """How much of what can be seen of moving points is labelled, and how much of that is right;
     NaN where there is none.
     """
     moving = np.linalg.norm(np.ptp(clip.tracks, axis=0), axis=-1) > MOVES
     counted = (np.arange(len(clip.tracks))[:, None] > clip.query_frame) & moving
-    believed = labels.visible & (labels.weight > 0) & counted
+    labelled = labels.visible & (labels.weight > 0) & counted
     near = np.linalg.norm(labels.tracks - clip.tracks, axis=-1) < NEAR
-    right, visible = believed & near & clip.visible, clip.visible & counted
-    return percent(believed.sum(), visible.sum()), percent(right.sum(), believed.sum())
+    right, visible = labelled & near & clip.visible, clip.visible & counted
+    return percent(labelled.sum(), visible.sum()), percent(right.sum(), labelled.sum())
 
 
 def percent(part: int, whole: int) -> float:
@@ -121,7 +122,7 @@ def table(rows: dict[tuple[str, str], list[Shares]]) -> str:
             spread = f' ± {error:.1f}' if error == error else ''
             cells.append(f'{np.mean(found):.1f}{spread}' if len(found) else 'none')
         body.append([teacher, filters, *cells, str(len(values))])
-    head = ['teacher', 'filters', 'believed of what is visible', 'right of these', 'clips']
+    head = ['teacher', 'filters', 'labelled of what is visible', 'right of these', 'clips']
     return '\n'.join(markdown(head, sorted(body)))
 
 

@@ -60,7 +60,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class PlannedClip:
     """A clip to label."""
 
     id: str
@@ -71,7 +71,7 @@ class Planned:
 
 
 class Outcome(NamedTuple):
-    """What became of a clip or of a look at a video."""
+    """What became of a clip or of an inspection of a video."""
 
     state: str  # done, skipped, failed, or lost: the output cannot be written
     reason: str = ''
@@ -95,7 +95,7 @@ class Worker:
         self.name = f'{socket.gethostname()}:{os.getpid()}'
         self.teachers: list[Teacher] = []
 
-    def look(self, video: VideoFile) -> Outcome:
+    def inspect(self, video: VideoFile) -> Outcome:
         """Find out what a video holds and write it down."""
         name, content = _video_note(video), {'video': video.url, 'stamp': video.stamp}
         try:
@@ -105,28 +105,28 @@ class Worker:
             content['unreadable'] = str(error)
         return self._write(name, _json(content))
 
-    def label(self, clip: Planned) -> Outcome:
+    def label(self, clip: PlannedClip) -> Outcome:
         """Label a clip and write the labels, or why there are none."""
         began = time.perf_counter()
         try:
             data = self._labels(clip)
             outcome = self._write(name_of('clips', clip.id, '.npz'), data)
         except TooFewPoints as error:
-            outcome = self._told(clip, 'skipped', str(error))
+            outcome = self._record(clip, 'skipped', str(error))
         except Exception as error:  # a teacher or a decoder may raise anything; the rest goes on
-            outcome = self._told(clip, 'failed', f'{type(error).__name__}: {error}')
+            outcome = self._record(clip, 'failed', f'{type(error).__name__}: {error}')
         if outcome.state != 'failed':
             self.folder.remove(name_of('failed', clip.id, '.json'))
         seconds = time.perf_counter() - began
         return outcome._replace(seconds=seconds, frames=clip.frames, worker=self.name)
 
-    def _labels(self, clip: Planned) -> bytes:
+    def _labels(self, clip: PlannedClip) -> bytes:
         config = self.job.config
         video = self.reader.clip(clip.video, clip.first, clip.frames)
-        if len(video) < config.least:
-            raise TooFewPoints(f'{len(video)} frames can be read, {config.least} are needed')
+        if len(video) < config.min_frames:
+            raise TooFewPoints(f'{len(video)} frames can be read, {config.min_frames} are needed')
         rng = np.random.default_rng((config.seed, int(clip.id, 16)))
-        queries, labels, asked = label(video, self._loaded(), config, rng)
+        queries, labels, used = label(video, self._loaded(), config, rng)
         about = {
             'format': FORMAT,
             'id': clip.id,
@@ -138,7 +138,7 @@ class Worker:
             'fps': clip.facts.fps,
             'recorded_size': clip.facts.size,
             'size': video.shape[1:3],
-            'teachers': [{'name': t.name, 'sha256': t.sha256} for t in asked],
+            'teachers': [{'name': t.name, 'sha256': t.sha256} for t in used],
             'queries': 'sift',
             'seed': config.seed,
             'store': config.store,
@@ -149,13 +149,15 @@ class Worker:
         if not self.teachers:
             job = self.job
             for name, sha256 in job.teachers:
-                teacher = load_teacher(name, job.config.sure, job.device, job.threads)
+                teacher = load_teacher(
+                    name, job.config.visibility_threshold, job.device, job.threads
+                )
                 if teacher.sha256 != sha256:
                     raise ValueError(f'{name} is another file here than where the run began')
                 self.teachers.append(teacher)
         return self.teachers
 
-    def _told(self, clip: Planned, state: str, reason: str) -> Outcome:
+    def _record(self, clip: PlannedClip, state: str, reason: str) -> Outcome:
         outcome = self._write(*_note(clip, state, reason))
         return outcome if outcome.state == 'lost' else Outcome(state, reason)
 
@@ -173,7 +175,7 @@ def worker(job: Job) -> Worker:
     return Worker(job)
 
 
-def _note(clip: Planned, state: str, reason: str) -> tuple[str, bytes]:
+def _note(clip: PlannedClip, state: str, reason: str) -> tuple[str, bytes]:
     """The name and the content of the file that says why a clip has no labels."""
     note = {'id': clip.id, 'video': clip.video.url, 'first': clip.first, 'reason': reason}
     return name_of(state, clip.id, '.json'), _json(note)
@@ -191,7 +193,7 @@ def _video_note(video: VideoFile) -> str:
 Pool = Callable[[str, Iterable[Any]], Iterator[tuple[Any, Outcome]]]
 
 
-def here(job: Job) -> Pool:
+def in_process(job: Job) -> Pool:
     """A pool that does all work in this process, in order."""
 
     def run(method: str, items: Iterable[Any]) -> Iterator[tuple[Any, Outcome]]:
@@ -260,20 +262,20 @@ def plan(
     config: LabelConfig,
     pool: Pool,
     per_video: int | None = None,
-) -> tuple[list[Planned], Counter]:
+) -> tuple[list[PlannedClip], Counter]:
     """The clips of the videos, of each at most `per_video`, and how many videos are of use. What
     is known of a video from an earlier run is not found out again.
     """
     known = set(folder.names('videos', '.json'))
     notes = {v: json.loads(folder.read(n)) for v in videos if (n := _video_note(v)) in known}
     new = [v for v in videos if notes.get(v, {}).get('stamp') != v.stamp]
-    for video, outcome in _bar(pool('look', new), len(new), 'video'):
+    for video, outcome in _bar(pool('inspect', new), len(new), 'video'):
         _stop_if_lost(outcome)
         if outcome.state == 'failed':  # its worker died of it, and so would the next
             note = {'video': video.url, 'unreadable': outcome.reason, 'stamp': video.stamp}
             folder.write(_video_note(video), _json(note))
         notes[video] = json.loads(folder.read(_video_note(video)))
-    clips: dict[str, Planned] = {}
+    clips: dict[str, PlannedClip] = {}
     counts, contents = Counter(), set()
     for video in videos:
         note = notes[video]
@@ -292,14 +294,14 @@ def plan(
         contents.add(facts.sha256)
         for first, frames in starts:
             key = f'{facts.sha256} {first} {frames}'
-            clip = Planned(_clip_id(key), video, facts, first, frames)
+            clip = PlannedClip(_clip_id(key), video, facts, first, frames)
             clips.setdefault(clip.id, clip)
     return list(clips.values()), counts
 
 
 def cut(frames: int, config: LabelConfig) -> list[tuple[int, int]]:
     """First frame and length of each clip of a video: one after the other, the last shorter."""
-    starts = range(0, frames - config.least + 1, config.frames)
+    starts = range(0, frames - config.min_frames + 1, config.frames)
     return [(first, min(config.frames, frames - first)) for first in starts]
 
 
@@ -335,11 +337,11 @@ class Report:
     workers: dict[str, list[float]]  # clips, frames, seconds of each
 
     def __str__(self) -> str:
-        def told(counts: Counter) -> str:
+        def listed(counts: Counter) -> str:
             return ', '.join(f'{n} {what}' for what, n in counts.items() if n) or 'none'
 
-        lines = [f'videos: {told(self.videos)}; {self.others} other files']
-        lines.append(f'clips: {self.planned}, of these {told(self.states)}')
+        lines = [f'videos: {listed(self.videos)}; {self.others} other files']
+        lines.append(f'clips: {self.planned}, of these {listed(self.states)}')
         lines += [f'  {n} {reason}' for reason, n in self.reasons.most_common(20)]
         for name, (clips, frames, seconds) in sorted(self.workers.items()):
             lines.append(
@@ -355,13 +357,13 @@ def run(
     pool: Pool,
     limit: int | None = None,
     per_video: int | None = None,
-    seen: Callable[[Planned, Outcome], None] | None = None,
+    on_outcome: Callable[[PlannedClip, Outcome], None] | None = None,
 ) -> Report:
     """Label what is not labelled yet.
 
-    limit: clips of this run, for a first look. per_video: clips of a video at most. seen: is told
-    every outcome as it comes. Raises Busy, OutputError, FileNotFoundError for a URL with nothing
-    at it, and ValueError for an output of other settings.
+    limit: clips of this run, for a first look. per_video: clips of a video at most. on_outcome:
+    called with every outcome as it comes. Raises Busy, OutputError, FileNotFoundError for a URL
+    with nothing at it, and ValueError for an output of other settings.
     """
     folder = Folder(job.output)
     videos, others = find_videos(urls)
@@ -373,10 +375,10 @@ def run(
             {'id': c.id, 'video': c.video.url, 'first': c.first, 'frames': c.frames} for c in clips
         )
         folder.write('manifest.jsonl', b''.join(map(_json, lines)))
-        over = _ids(folder, 'clips', '.npz') | _ids(folder, 'skipped', '.json')
-        waiting = [clip for clip in clips if clip.id not in over]
+        finished = _ids(folder, 'clips', '.npz') | _ids(folder, 'skipped', '.json')
+        waiting = [clip for clip in clips if clip.id not in finished]
         now = waiting[:limit]
-        states = Counter(dict.fromkeys(STATES, 0))  # told in this order
+        states = Counter(dict.fromkeys(STATES, 0))  # printed in this order
         report = Report(counts, others, len(clips), states, Counter(), {})
         report.states['done before'] = len(clips) - len(waiting)
         rows: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0])
@@ -390,8 +392,8 @@ def run(
                     report.reasons[f'{outcome.state}: {outcome.reason}'] += 1
                 for i, value in enumerate((1, outcome.frames, outcome.seconds)):
                     rows[outcome.worker or 'dead'][i] += value
-                if seen is not None:
-                    seen(clip, outcome)
+                if on_outcome is not None:
+                    on_outcome(clip, outcome)
         finally:
             report.states['missing'] = len(clips) - sum(report.states.values())
             report.workers.update(rows)
@@ -458,9 +460,9 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = {f.name: getattr(args, f.name) for f in dataclasses.fields(LabelConfig)}
         teachers = tuple((name, weights_hash(name)) for name in args.teachers)
         job = Job(LabelConfig(**chosen), teachers, args.output, args.device, args.threads)
-        for name in args.teachers:  # one that cannot be loaded is told before any work
-            load_teacher(name, job.config.sure)
-        pool = on_ray(job, args.ray) if args.ray else here(job)
+        for name in args.teachers:  # one that cannot be loaded ends the run before any work
+            load_teacher(name, job.config.visibility_threshold)
+        pool = on_ray(job, args.ray) if args.ray else in_process(job)
         report = run(args.videos, job, pool, args.limit, args.per_video)
     except (Busy, OutputError, ValueError, OSError, ImportError) as error:
         print(f'pseudo_label: {error}', file=sys.stderr)
@@ -482,15 +484,15 @@ def at_least_one(word: str) -> int:
 HELP = {
     'seed': 'of queries and of the choice of teachers',
     'frames': 'of a clip',
-    'least': 'frames of the shortest clip',
+    'min_frames': 'of the shortest clip',
     'size': "px of the frames' longer side; 0: as recorded",
     'points': 'queries of a clip; one with fewer keypoints is skipped',
     'query_frames': 'frames that queries are taken from, more of them early',
-    'moving': 'share of the queries taken where the picture changes',
-    'kept': 'tracks that must be believed, or the clip is skipped',
-    'sure': "probability from which a network's point is visible",
-    'round_trip': 'px between the ways there and back; 0: do not go back',
-    'alike': "least correlation of a visible point's surroundings with its query's; 0: not asked",
+    'moving_share': 'of the queries, taken where the picture changes',
+    'min_tracks': 'that must pass the checks, or the clip is skipped',
+    'visibility_threshold': "probability above which a network's point is visible",
+    'round_trip': 'px, largest forward-backward error; 0: not checked',
+    'min_correlation': "of a visible point's patch with its query's; 0: not checked",
     'together': 'every teacher tracks every clip, and more than half must agree',
     'agree': 'px from the median of the teachers, with --together',
     'store': 'jpeg: pictures beside the labels; reference: where the video is',

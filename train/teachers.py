@@ -1,11 +1,12 @@
 """Teachers of pseudo-labels: what a tracker says about a clip of unlabelled video, and how much of
-it is believed (CoTracker3, section 5).
+it is used (CoTracker3, section 5).
 
 Queries are SIFT keypoints on a few frames, more of them early. A teacher tracks them; a point is
-visible where the teacher is sure. Its track counts where the same teacher, started from the last
-frame that shows the point and going back in time, takes the same way to the query, and where the
-picture around it still looks as it did at the query: an outline that passes drags points of the
-ground along, there and back, and they end on something else.
+visible where its probability is above a threshold. A track is used where it passes a
+forward-backward check (tracked back from the last frame that shows the point, it returns to the
+query along the same way) and where the patch around the point still correlates with that of the
+query: an outline that passes drags points of the background along, there and back, and they end
+on something else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from train.trackers import BASELINES, Tracker, open_tracker
 # Where a picture changes: so many frames later by so many grey levels, averaged over some pixels,
 # which noise and compression do not reach.
 CHANGE_AFTER, CHANGE = 5, 8
-PATCH = 21  # px, side of the surroundings that are compared
+PATCH = 21  # px, side of the patches that are correlated
 
 
 class TooFewPoints(ValueError):
@@ -38,15 +39,15 @@ class LabelConfig:
 
     seed: int = 0
     frames: int = 96  # of a clip; a video's last clip may be shorter
-    least: int = 24  # frames of the shortest clip
+    min_frames: int = 24  # frames of the shortest clip
     size: int = 512  # px, what a frame's longer side is shrunk to; 0: as recorded
     points: int = 384  # queries of a clip
     query_frames: int = 8  # frames that queries are taken from
-    moving: float = 0.0  # share of the queries taken where the picture changes, if it does enough
-    kept: int = 64  # tracks; a clip in which fewer are believed is skipped
-    sure: float = 0.9  # probability from which a network's point is visible
-    round_trip: float = 2.0  # px between the ways there and back; 0: not asked
-    alike: float = 0.5  # least correlation of a visible point's surroundings with its query's
+    moving_share: float = 0.0  # of the queries, taken where the picture changes, if it does enough
+    min_tracks: int = 64  # a clip with fewer that pass the checks is skipped
+    visibility_threshold: float = 0.9  # probability above which a network's point is visible
+    round_trip: float = 2.0  # px, largest forward-backward error; 0: not checked
+    min_correlation: float = 0.5  # of a visible point's patch with its query's; 0: not checked
     together: bool = False  # every teacher tracks every clip, and they must agree; else one drawn
     agree: float = 2.0  # px from the median of the teachers that see a point
     store: str = 'jpeg'  # pictures in the labels; or reference: the video is read again
@@ -54,16 +55,26 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no labels can come of."""
-        if not 2 <= self.least <= self.frames:
-            raise ValueError(f'least {self.least} must be from 2 to frames, {self.frames}')
-        if min(self.points, self.query_frames, self.kept) < 1 or self.kept > self.points:
-            raise ValueError('points, query_frames and kept are at least 1, kept at most points')
-        if not 0 < self.sure < 1:
-            raise ValueError(f'sure {self.sure} is a probability')
-        if not 0 <= self.moving <= 1:
-            raise ValueError(f'moving {self.moving} is a share, from 0 to 1')
-        if not 0 <= self.alike < 1:
-            raise ValueError(f'alike {self.alike} is a correlation, from 0 (not asked) to below 1')
+        if not 2 <= self.min_frames <= self.frames:
+            raise ValueError(
+                f'min_frames {self.min_frames} must be from 2 to frames, {self.frames}'
+            )
+        if min(self.points, self.query_frames) < 1:
+            raise ValueError('points and query_frames are at least 1')
+        if not 1 <= self.min_tracks <= self.points:
+            raise ValueError(
+                f'min_tracks {self.min_tracks} must be from 1 to points, {self.points}'
+            )
+        if not 0 < self.visibility_threshold < 1:
+            raise ValueError(
+                f'visibility_threshold {self.visibility_threshold} must lie between 0 and 1'
+            )
+        if not 0 <= self.moving_share <= 1:
+            raise ValueError(f'moving_share {self.moving_share} must be from 0 to 1')
+        if not 0 <= self.min_correlation < 1:
+            raise ValueError(
+                f'min_correlation {self.min_correlation} must be from 0 (not checked) to below 1'
+            )
         if min(self.size, self.round_trip, self.agree) < 0:
             raise ValueError('size, round_trip and agree are px, not negative')
         if self.store not in ('jpeg', 'reference'):
@@ -78,17 +89,19 @@ class Teacher:
 
     name: str
     sha256: str  # of its weights; of a classical tracker, of OpenCV's version
-    guesses: bool  # whether its positions of hidden points mean anything
+    tracks_hidden: bool  # whether its positions of hidden points mean anything
     track: Tracker
 
 
-def load_teacher(name: str, sure: float, device: str = 'cpu', threads: int = 1) -> Teacher:
+def load_teacher(
+    name: str, visibility_threshold: float, device: str = 'cpu', threads: int = 1
+) -> Teacher:
     """Open a tracker by the names of `trackers.open_tracker`. Raises what that raises."""
     return Teacher(
         name=name if name in BASELINES else Path(name).name,
         sha256=weights_hash(name),
-        guesses=name not in BASELINES,
-        track=open_tracker(name, sure, device, threads),
+        tracks_hidden=name not in BASELINES,
+        track=open_tracker(name, visibility_threshold, device, threads),
     )
 
 
@@ -106,7 +119,7 @@ def weights_hash(name: str) -> str:
 
 class Labels(NamedTuple):
     """Tracks (T, N, 2) float32 px, visible (T, N) bool, and weight (T, N) float32 in [0, 1]: how
-    far each position, and whether it is visible, is believed; 0 where nothing is known.
+    far each position and visibility is trusted; 0 where nothing is known.
     """
 
     tracks: np.ndarray
@@ -115,10 +128,10 @@ class Labels(NamedTuple):
 
 
 def sift_queries(
-    video: np.ndarray, count: int, frames: int, rng: np.random.Generator, moving: float = 0.0
+    video: np.ndarray, count: int, frames: int, rng: np.random.Generator, moving_share: float = 0.0
 ) -> np.ndarray:
     """Queries (count, 3) of t, x, y px: SIFT keypoints of random frames of a video (T, H, W, 3),
-    every frame at most once, early ones more likely; at least the share `moving` of them where the
+    every frame at most once, early ones more likely; at least `moving_share` of them where the
     picture changes, if it has so many (ours: before a camera that stands still, most keypoints do
     too). Raises TooFewPoints.
     """
@@ -133,9 +146,9 @@ def sift_queries(
         # One keypoint has an entry for each of its orientations.
         places = np.unique(np.array(corners, np.float32).reshape(-1, 2), axis=0)
         places = rng.permutation(places)
-        if moving and len(places):
+        if moving_share and len(places):
             x, y = places.round().astype(int).T
-            first = np.flatnonzero(changing(video, t)[y, x])[: round(moving * share)]
+            first = np.flatnonzero(changing(video, t)[y, x])[: round(moving_share * share)]
             places = np.concatenate([places[first], np.delete(places, first, axis=0)])
         found.append(np.insert(places, 0, t, axis=1))
     # An equal share of each frame; what some lack, the others give.
@@ -156,38 +169,39 @@ def changing(video: np.ndarray, t: int) -> np.ndarray:
     return cv2.GaussianBlur(cv2.absdiff(here, there), (0, 0), 4) > CHANGE
 
 
-def ask(
+def track_queries(
     teacher: Teacher,
     video: np.ndarray,
     queries: np.ndarray,
     round_trip: float,
-    alike: float = 0.0,
+    min_correlation: float = 0.0,
 ) -> Labels:
-    """What a teacher says of queries (N, 3), from each one's frame on; round_trip (px) and alike
-    as in LabelConfig. Raises ValueError for results that are none.
+    """Labels of queries (N, 3) by one teacher, from each one's frame on; round_trip (px) and
+    min_correlation as in LabelConfig. Raises ValueError for results of another shape, or not
+    finite.
     """
     count, frames = len(queries), len(video)
     xy, visible = _checked(teacher, video, queries)
-    asked = queries[:, 0].astype(int)
-    after = np.arange(frames)[:, None] >= asked
+    query_frame = queries[:, 0].astype(int)
+    after = np.arange(frames)[:, None] >= query_frame
     visible = visible & after & geometry.inside(xy, video.shape[1:3])
-    known = after & (visible | teacher.guesses)
+    known = after & (visible | teacher.tracks_hidden)
     if round_trip:
-        last = np.where(visible.any(0), frames - 1 - visible[::-1].argmax(0), asked)
+        last = np.where(visible.any(0), frames - 1 - visible[::-1].argmax(0), query_frame)
         there = xy[last, np.arange(count)]
         back = np.concatenate([(frames - 1 - last)[:, None], there], 1).astype(np.float32)
         returned = _checked(teacher, video[::-1], back)[0][::-1]
         near = np.linalg.norm(returned - xy, axis=-1) <= round_trip
         between = np.arange(frames)[:, None] <= last
-        known &= (near | ~between) & near[asked, np.arange(count)]
-    if alike:
-        known &= (correlation(video, queries, xy) >= alike) | ~visible
+        known &= (near | ~between) & near[query_frame, np.arange(count)]
+    if min_correlation:
+        known &= (correlation(video, queries, xy) >= min_correlation) | ~visible
     return Labels(xy.astype(np.float32), visible & known, known.astype(np.float32))
 
 
 def correlation(video: np.ndarray, queries: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """How the surroundings of tracks xy (T, N, 2) px in a video (T, H, W, 3) resemble those of
-    their queries (N, 3): (T, N) normalised cross-correlation of grey patches, from -1 to 1.
+    """Normalised cross-correlation (T, N), from -1 to 1, of the grey patches around tracks xy
+    (T, N, 2) px in a video (T, H, W, 3) with those around their queries (N, 3).
     """
     offset = np.arange(PATCH, dtype=np.float32) - PATCH // 2
     around = np.stack(np.meshgrid(offset, offset), -1).reshape(-1, 2)
@@ -199,10 +213,10 @@ def correlation(video: np.ndarray, queries: np.ndarray, xy: np.ndarray) -> np.nd
         patch = patch - patch.mean(1, keepdims=True, dtype=np.float32)
         return patch / np.linalg.norm(patch, axis=1, keepdims=True).clip(1e-3)
 
-    asked = queries[:, 0].astype(int)
+    query_frame = queries[:, 0].astype(int)
     first = np.zeros((len(queries), PATCH**2), np.float32)
-    for t in np.unique(asked):
-        first[asked == t] = patches(t, queries[asked == t, 1:])
+    for t in np.unique(query_frame):
+        first[query_frame == t] = patches(t, queries[query_frame == t, 1:])
     return np.stack([(patches(t, xy[t]) * first).sum(1) for t in range(len(video))])
 
 
@@ -218,19 +232,19 @@ def _checked(
     return xy, visible.astype(bool)
 
 
-def agreed(answers: Sequence[Labels], limit: float) -> Labels:
-    """What more than half of the teachers, and at least two, say: the median position of those
-    that see a point, believed by the share of all that lie within `limit` px of it.
+def consensus(labels: Sequence[Labels], limit: float) -> Labels:
+    """The labels of more than half of the teachers, and at least two: the median position of
+    those that see a point, weighted by the share of all that lie within `limit` px of it.
 
     Where they do not agree, nothing is known, hidden points included.
     """
-    tracks, seen = np.stack([a.tracks for a in answers]), np.stack([a.visible for a in answers])
+    tracks, seen = np.stack([x.tracks for x in labels]), np.stack([x.visible for x in labels])
     some = seen.any(0)
     masked = np.where((seen | ~some)[..., None], tracks, np.nan)  # where none sees it: of all
     middle = np.nanmedian(masked, axis=0)
     near = seen & (np.linalg.norm(tracks - middle, axis=-1) <= limit)
     votes = near.sum(0)
-    share = votes / len(answers)
+    share = votes / len(labels)
     visible = (share > 0.5) & (votes >= 2)
     return Labels(
         middle.astype(np.float32), visible, np.where(visible, share, 0).astype(np.float32)
@@ -246,11 +260,12 @@ def label(
     a teacher raises.
     """
     drawn = [teachers[int(rng.integers(len(teachers)))]]
-    asked = list(teachers) if config.together else drawn
-    queries = sift_queries(video, config.points, config.query_frames, rng, config.moving)
-    answers = [ask(t, video, queries, config.round_trip, config.alike) for t in asked]
-    labels = agreed(answers, config.agree) if config.together else answers[0]
+    used = list(teachers) if config.together else drawn
+    queries = sift_queries(video, config.points, config.query_frames, rng, config.moving_share)
+    checks = config.round_trip, config.min_correlation
+    each = [track_queries(teacher, video, queries, *checks) for teacher in used]
+    labels = consensus(each, config.agree) if config.together else each[0]
     good = labels.visible.sum(0) >= 2
-    if good.sum() < config.kept:
-        raise TooFewPoints(f'{good.sum()} of {len(queries)} tracks believed')
-    return queries[good], Labels(*(part[:, good] for part in labels)), asked
+    if good.sum() < config.min_tracks:
+        raise TooFewPoints(f'{good.sum()} of {len(queries)} tracks pass the checks')
+    return queries[good], Labels(*(part[:, good] for part in labels)), used

@@ -70,8 +70,8 @@ class PyramidLayout:
         xy = xy[..., None, :] * xy.new_tensor([0.5**level for level in range(len(last))])[:, None]
         corner = xy.floor()
         fraction = (xy - corner)[..., None, None, None]
-        reach = torch.arange(-radius, radius + 2, device=xy.device, dtype=torch.int32)
-        pixel = (corner.int()[..., None] + reach).clamp(min=-self.rim)
+        offset = torch.arange(-radius, radius + 2, device=xy.device, dtype=torch.int32)
+        pixel = (corner.int()[..., None] + offset).clamp(min=-self.rim)
         pixel = torch.minimum(pixel, last[..., None] + self.rim) + self.rim
         x, y = pixel[..., 0, :, None], pixel[..., 1, None, :]
         strides, offsets = (number(n)[:, None, None] for n in (self.strides, self.offsets))

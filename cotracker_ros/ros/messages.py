@@ -373,15 +373,15 @@ def cloud_to_queries(msg: PointCloud2) -> Queries:
     new, moved = np.flatnonzero(ids == 0), np.flatnonzero((ids != 0) & ~removed)[::-1]
     move, last = np.unique(ids[moved], return_index=True)
     moved = moved[last]  # of several places for one point the last counts
-    told = np.concatenate([new, moved])
+    placed = np.concatenate([new, moved])
     return Queries(
         xy[new],
         np.unique(ids[removed]).astype(np.uint32),
         stamp_seconds(msg.header) or None,
         move.astype(np.uint32),
         xy[moved],
-        keypoint[told],
-        instance[told].astype(np.int64),
+        keypoint[placed],
+        instance[placed].astype(np.int64),
     )
 
 

@@ -55,8 +55,8 @@ class PointManager:
                 except ValueError as error:
                     self._refuse(str(error))
             xy = np.concatenate([queries.add, queries.to[gone]])
-            told = np.concatenate([np.ones(len(queries.add), bool), gone])
-            body = queries.keypoint[told], queries.instance[told]
+            new = np.concatenate([np.ones(len(queries.add), bool), gone])
+            body = queries.keypoint[new], queries.instance[new]
             self._add(xy, queries.stamp, (), *body)
 
     def set_mask(self, mask: np.ndarray) -> None:

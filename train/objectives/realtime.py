@@ -267,8 +267,8 @@ def realtime_losses(
     seeds: list[int],
     step: int,
 ) -> dict[str, Tensor]:
-    """The losses of a batch and measures of the result. One seed a clip for its leads; the step
-    chooses the fresh frames, the same in all processes. `encoder` is the model's, folded.
+    """The losses of a batch and measures of the result. One seed a clip for its teacher forcing;
+    the step chooses the fresh frames, the same in all processes. `encoder` is the model's, folded.
     """
     with torch.no_grad():
         features = encode(encoder, clips.video, model.config.image_scale)

@@ -2,8 +2,8 @@
 
 The sets mark 15 joints in their own orders. Those that COCO has keep their meaning; the head's
 bottom (2017: neck) and top have no place among COCO's 17 and are left out; eyes, which no set
-marks, and ears, which hardly any file does, are never asked for. So a person has up to 13
-keypoints, or 15 with ears.
+marks, and ears, which hardly any file does, are never queried. So a person has up to 13 keypoints,
+or 15 with ears.
 
 2018 and 21 are a file a sequence in COCO's manner (`images`, `annotations`, `categories`), 2017
 one of `annolist` (https://github.com/leonid-pishchulin/poseval). In 2017 a point can be marked and
@@ -38,7 +38,7 @@ ORDER_2017 = (
 
 class Mark(NamedTuple):
     """One person in one frame: xy (17, 2) px, known and visible (17,), COCO's order; head px, 0
-    if it is not told; box width and height px.
+    if it is unknown; box width and height px.
     """
 
     xy: np.ndarray
@@ -65,23 +65,23 @@ def posetrack(
 
     root holds annotations/**/*.json and the images that they name. A clip begins at the first
     frame that shows anybody and has at most max_frames; all people of the sequence are in it. Each
-    keypoint is asked for in the first frame that shows it. size: (H, W) px to resize to, as
+    keypoint is queried in the first frame that shows it. size: (H, W) px to resize to, as
     training wants; None leaves the frames as they are. Truth is known in the labelled frames
     alone; between them places are interpolated, so that nothing jumps, but are not known.
 
     starts: a JSON of start frames, {SEQUENCE: {PERSON: FRAME}} or {PERSON: [17 frames, null: first
-    seen]}, SEQUENCE the file's name without .json, frames counted from 0: a keypoint is asked for
+    seen]}, SEQUENCE the file's name without .json, frames counted from 0: a keypoint is queried
     in the first frame that shows it from there on, and people without a start are left out.
     """
     root, files = Path(root), posetrack_files(root)
-    begin = None if starts is None else read_starts(starts)
+    given = None if starts is None else read_starts(starts)
     for path in files:
         sequence = read_sequence(path)
-        asked = {person: np.zeros(COUNT, int) for person in sequence.people}
-        if begin is not None:
-            told = begin.get(path.stem, {})
-            asked = {person: told[person] for person in sequence.people if person in told}
-        clip = clip_of(root, path.stem, sequence, asked, size, max_frames)
+        begin = {person: np.zeros(COUNT, int) for person in sequence.people}
+        if given is not None:
+            own = given.get(path.stem, {})
+            begin = {person: own[person] for person in sequence.people if person in own}
+        clip = clip_of(root, path.stem, sequence, begin, size, max_frames)
         if clip is not None:
             yield clip
 
@@ -167,8 +167,8 @@ def _sequence_2017(path: Path, annolist: list) -> Sequence:
                 if coco is not None:
                     xy[coco] = point['x'][0], point['y'][0]
                     # Left out, or empty: visible.
-                    known[coco], told = True, point.get('is_visible') or [1]
-                    seen[coco] = int(told[0]) > 0
+                    known[coco], marked = True, point.get('is_visible') or [1]
+                    seen[coco] = int(marked[0]) > 0
             corners = [float(note[key][0]) for key in ('x1', 'y1', 'x2', 'y2') if key in note]
             head = 0.0
             if len(corners) == 4:
@@ -205,19 +205,19 @@ def clip_of(
     root: Path,
     name: str,
     sequence: Sequence,
-    asked: Mapping[int, np.ndarray],
+    starts: Mapping[int, np.ndarray],
     size: tuple[int, int] | None,
     max_frames: int | None,
 ) -> Clip | None:
-    """Return the clip of those people of a sequence for whom `asked` has start frames (17,); None
-    where no keypoint is to be asked for. Else as `posetrack`.
+    """Return the clip of those people of a sequence for whom `starts` has start frames (17,); None
+    where no keypoint can be queried. Else as `posetrack`.
     """
-    shape = len(sequence.images), len(asked) * COUNT
+    shape = len(sequence.images), len(starts) * COUNT
     xy = np.zeros((*shape, 2), np.float32)
     known, visible = np.zeros(shape, bool), np.zeros(shape, bool)
     head, box, area = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    allowed = np.arange(shape[0])[:, None] >= np.concatenate([*asked.values(), []])
-    for p, person in enumerate(asked):
+    allowed = np.arange(shape[0])[:, None] >= np.concatenate([*starts.values(), []])
+    for p, person in enumerate(starts):
         at = slice(p * COUNT, (p + 1) * COUNT)
         for t, mark in sequence.people[person].items():
             xy[t, at], known[t, at], visible[t, at] = mark.xy, mark.known, mark.visible
@@ -238,9 +238,9 @@ def clip_of(
     xy = rescale(xy, given, size).astype(np.float32)
     scale = np.divide(size, given)
     for n in range(len(index)):
-        told = np.flatnonzero(known[:, n])
+        labelled = np.flatnonzero(known[:, n])
         for axis in (0, 1):
-            xy[:, n, axis] = np.interp(np.arange(len(xy)), told, xy[told, n, axis])
+            xy[:, n, axis] = np.interp(np.arange(len(xy)), labelled, xy[labelled, n, axis])
     pose = Pose(
         head[clip, index] * scale.mean(),
         box[clip, index] * scale.mean(),

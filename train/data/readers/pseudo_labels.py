@@ -3,7 +3,7 @@
 A folder of labels, on any file system that fsspec knows:
 
     settings.json                   what all clips have in common; a run with others is refused
-    manifest.jsonl                  a line for every clip that was asked for, labelled or not
+    manifest.jsonl                  a line for every clip of the run, labelled or not
     videos/XX/HASH.json             what was found out about a video, by the hash of its URL
     clips/XX/ID.npz                 a labelled clip
     skipped/XX/ID.json              why a clip has no labels, and never will have
@@ -21,7 +21,7 @@ clip is an .npz of plain arrays, nothing pickled, of T frames and N points:
     queries     (N, 3) float32: frame, x, y px
     tracks      (T, N, 2) float32 px
     visible     (T, N) bool
-    weight      (T, N) float16 in [0, 1]: how far a row of the two above is believed, 0: not known
+    weight      (T, N) float16 in [0, 1]: how far a row of the two above is trusted, 0: not known
 
 Pixels are those of the stored frames, (0, 0) the centre of the top-left one. The same videos,
 settings, teachers and packages give the same bytes.
@@ -210,5 +210,5 @@ class PseudoLabels:
             return 0
         planned = {json.loads(line)['id'] for line in manifest.splitlines()}
         skipped = self.folder.names('skipped', '.json')
-        told = {name.rpartition('/')[2].partition('.')[0] for name in [*self.names, *skipped]}
-        return len(planned - told)
+        finished = {name.rpartition('/')[2].partition('.')[0] for name in [*self.names, *skipped]}
+        return len(planned - finished)
