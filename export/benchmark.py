@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.engines import (
     ENGINES,

@@ -8,7 +8,8 @@ The command line of cotracker_ros.engines.tensorrt_build, which says more.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.engines.tensorrt_build import main
 

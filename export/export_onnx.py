@@ -23,7 +23,8 @@ import onnx
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.engines import EngineError, Metadata, compare, load, spec
 from cotracker_ros.engines.metadata import KEY

@@ -26,7 +26,8 @@ import onnx
 import onnxruntime as ort
 from onnxruntime import quantization
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.engines import EngineError, Metadata, read_metadata, spec
 from cotracker_ros.engines.metadata import KEY

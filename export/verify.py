@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the folder above holds both packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.engines import ENGINES, Engine, EngineError, compare, load, read_metadata
 
