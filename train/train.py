@@ -76,7 +76,7 @@ class Run:
                 f'an embedding of {count} keypoints, but a body has {len(skeleton.KEYPOINTS)}'
             )
         self.source = self.data(config.seed)
-        self.objective = self.ask().to(device)
+        self.objective = self.build_objective().to(device)
         self.stepped: nn.Module = self.objective
         self.optimiser = torch.optim.AdamW(
             self.objective.groups(), config.lr, weight_decay=config.weight_decay
@@ -122,8 +122,8 @@ class Run:
         facts = self.model.facts
         return mixture(self.config, seed, self.render_on, facts.image_size, facts.image_scale)
 
-    def ask(self) -> Objective:
-        """What the run asks of its network."""
+    def build_objective(self) -> Objective:
+        """The objective of the run, on its network."""
         c = self.config
         name = c.objective or ('realtime' if self.model.facts.causal else 'windowed')
         if name not in OBJECTIVES:
