@@ -21,7 +21,7 @@ from cotracker_ros.model.realtime import (  # noqa: E402
 )
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
-from train.objectives.realtime import TeacherForcing, encode, refine_all, roll_out  # noqa: E402
+from train.objectives.realtime import TeacherForcing, encode_rows, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
 WEIGHTS = Path(__file__).parents[1] / 'cotracker_ros/weights/realtime.safetensors'
@@ -80,16 +80,14 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
         plan.setdefault(t, {})[n] = (*clips.tracks[0, t, n].tolist(), 0)
     streamed = run(step, clip, 5, plan, range(5))
 
-    features = encode_exact(model, clips)
-    record = roll_out(
-        model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2
-    )
+    rows = encode_exact(model, clips)
+    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2)
     after = torch.arange(10)[:, None] > start
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
     assert torch.allclose(found[after[1:]], streamed[:-1, :, :2][after[1:]], atol=2e-2)
     with torch.no_grad():
-        network = refine_all(model, features, record, 2).estimates[-1]
+        network = refine_all(model, rows, record, 2).estimates[-1]
         shown = record.network.visibility + model.calibration(record.calibration_features)[..., 0]
     assert torch.allclose(record.network.xy[0][after], streamed[..., :2][after], atol=2e-2)
     assert torch.allclose(shown.sigmoid()[0][after], streamed[..., 2][after], atol=2e-3)
@@ -128,16 +126,15 @@ def test_the_search_starts_ahead_by_half_of_the_last_displacement():
 
 
 def encode_exact(model, clips):
-    """Features in full precision."""
+    """Features in full precision, (G, F, cells, C)."""
     with torch.no_grad():
         maps = model.encoder(clips.video.flatten(0, 1).movedim(-1, 1).float())
-    return [f.unflatten(0, clips.video.shape[:2]) for f in maps]
+    return model.rows(maps).unflatten(0, clips.video.shape[:2])
 
 
 def test_bfloat16_features_stay_close(model, clips):
-    exact, rounded = encode_exact(model, clips), encode(model.encoder, clips.video)
-    for one, two in zip(exact, rounded, strict=True):
-        assert (one - two).abs().max() < 0.1
+    rounded = encode_rows(model, model.encoder, clips.video)
+    assert (encode_exact(model, clips) - rounded).abs().max() < 0.1
 
 
 def test_unused_slots_change_nothing(model, clips):
@@ -178,17 +175,31 @@ def test_an_old_query_takes_its_template_from_the_old_frame(model, clips):
 
 
 def test_a_template_is_the_same_from_the_ring_and_from_the_frame(model, clips):
-    step = RealtimeStep(model)
-    features = encode_exact(model, clips)
+    rows = encode_exact(model, clips)
     xy = torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [127.0, 95.0]
     )
-    rows = torch.cat([f[0, :8].flatten(2).transpose(1, 2) for f in features], 1)
     for frame, age in ((7, 1), (7, 3), (1, 4)):
-        state = {'features': rows[:, None].half(), 'frame': torch.tensor([frame])}
-        past = step.describe_past(state, xy, torch.full((1, 30), age, dtype=torch.int32))
-        now = model.describe([f[0, (frame - age) % 8][None] for f in features], xy)
-        assert torch.allclose(past, now, atol=2e-3)
+        newest, then = rows[:1, frame], rows[:1, (frame - age) % 8]
+        ring, at = rows[0, :8, None].half(), torch.tensor([frame])
+        ages = torch.full((1, 30), age, dtype=torch.int32)
+        past = model.describe_query(newest, ring, at, xy, ages)
+        assert torch.allclose(past, model.describe(then, xy), atol=2e-3)
+        fresh = model.describe_query(newest, ring, at, xy, 0 * ages)
+        assert torch.equal(fresh, model.describe(newest, xy))
+
+
+def test_a_template_is_read_bilinearly(model, clips):
+    rows = encode_exact(model, clips)[0, :1]
+    xy = torch.tensor([[[0.0, 0.0], [33.3, 47.1], [127.0, 95.0], [-9.0, 200.0]]])
+    for level, (size, stride) in enumerate(zip(model.sizes, model.config.strides, strict=True)):
+        last = torch.tensor([size[1] - 1.0, size[0] - 1.0])
+        grid = (xy / stride / last * 2 - 1)[:, :, None]
+        read = torch.nn.functional.grid_sample(
+            model.maps(rows)[level], grid, padding_mode='border', align_corners=True
+        )
+        want = torch.nn.functional.normalize(read[..., 0].transpose(1, 2), dim=-1)
+        assert torch.allclose(model.describe(rows, xy)[:, :, level], want, atol=1e-5)
 
 
 def test_cameras_are_independent(model, clips):
@@ -244,10 +255,8 @@ def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(m
     plain = run(RealtimeStep(model), frames, 5, plan, range(5))
     model.redetection.bias.data[0] = 2.0  # all points, in every frame
     streamed = run(RealtimeStep(model), frames, 5, plan, range(5))
-    features = encode_exact(model, clips)
-    record = roll_out(
-        model, features, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2
-    )
+    rows = encode_exact(model, clips)
+    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2)
     model.redetection.bias.data[0] = 0.0
     after = torch.arange(10)[:, None] > start
     best = record.best[0]

@@ -49,10 +49,17 @@ def upsample(x: Tensor) -> Tensor:
     """Maps (B, C, h, w) at twice the resolution, (B, C, 2 h, 2 w): cell (2 i, 2 j) is (i, j),
     those between are means of their neighbours, as the centring of the features asks for.
     """
-    height, width = x.shape[-2:]
-    size = (2 * height - 1, 2 * width - 1)
-    x = F.interpolate(x, size=size, mode='bilinear', align_corners=True)
-    return F.pad(x, (0, 1, 0, 1), mode='replicate')
+    # As two matrix products: runtimes resize hundreds of small maps ten times slower.
+    down, across = (doubling(n, x) for n in x.shape[-2:])
+    return down @ (x @ across.T)
+
+
+def doubling(count: int, like: Tensor) -> Tensor:
+    """The matrix (2 count, count) of `upsample` along one axis, with the type of a tensor."""
+    cell = torch.arange(2 * count, device=like.device)[:, None]
+    source = torch.arange(count, device=like.device)
+    after = ((cell + 1) // 2).clamp(max=count - 1)
+    return ((cell // 2 == source).to(like.dtype) + (after == source).to(like.dtype)) / 2
 
 
 def convolution(

@@ -30,7 +30,7 @@ from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder
-from cotracker_ros.model.sampling import last_cell, sample_cells
+from cotracker_ros.model.sampling import last_cell
 from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
 from cotracker_ros.visible import VisibleRule
 
@@ -279,8 +279,9 @@ class Refiner(nn.Module):
         """
         windows = []
         for level, stride in zip(maps, self.strides, strict=True):
-            place = (xy / stride).reshape(-1, 1, 2) + self.offsets
-            grid = (place / last_cell(level) * 2 - 1)[:, :, None]
+            to_grid = 2 / last_cell(level)
+            around = (self.offsets * to_grid - 1)[:, None]
+            grid = xy.reshape(-1, 1, 1, 2) * (to_grid / stride) + around
             windows.append(
                 F.grid_sample(level, grid, padding_mode='zeros', align_corners=True)[..., 0]
             )
@@ -299,10 +300,13 @@ class Refiner(nn.Module):
         level = (fine + upsample(coarse)) / 2
         flat = level.flatten(2)
         share = (flat * self.config.far_sharpness).softmax(-1)
-        axes = [torch.arange(n, dtype=level.dtype, device=level.device) for n in (width, height)]
-        cells = torch.stack(torch.meshgrid(*axes, indexing='xy'), -1).view(-1, 2)
-        # As one matrix: runtimes multiply pairs of rows, a point's templates, much slower.
-        place = share.flatten(0, 1) @ cells * self.config.strides[self.config.far_levels[0]]
+        # By sums over columns and rows: runtimes multiply by a matrix of two columns much slower.
+        share = share.view_as(level)
+        x, y = (
+            share.sum(axis) @ torch.arange(n, dtype=level.dtype, device=level.device)
+            for axis, n in ((-2, width), (-1, height))
+        )
+        place = torch.stack([x, y], -1) * self.config.strides[self.config.far_levels[0]]
         return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
 
 
@@ -408,6 +412,22 @@ class RealtimeTracker(HalfPrecisionEncoder):
         if any(n % 32 for n in image_size):
             raise ValueError(f'image size {image_size} must be multiples of 32')
         self.config, self.image_size = config, image_size
+        self.sizes = [(image_size[0] // s, image_size[1] // s) for s in config.strides]
+        self.counts = [height * width for height, width in self.sizes]
+        self.cells = sum(self.counts)
+
+        def constant(name: str, values: list) -> None:
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+        constant('per_pixel', [[1 / s] for s in config.strides])
+        constant('last', [(width - 1.0, height - 1.0) for height, width in self.sizes])
+        constant('pace', [(1.0, width) for _, width in self.sizes])
+        offsets = [sum(self.counts[:k]) for k in range(len(self.counts))]
+        corners = [
+            (n, n + 1, n + width, n + width + 1)
+            for n, (_, width) in zip(offsets, self.sizes, strict=True)
+        ]
+        self.register_buffer('corners', torch.tensor(corners, dtype=torch.int32), persistent=False)
         self.encoder = ENCODERS[config.encoder](config.features)
         self.refiner = Refiner(config)
         self.aligner = PatchAligner(AlignmentConfig(), image_size, config.image_scale)
@@ -440,35 +460,71 @@ class RealtimeTracker(HalfPrecisionEncoder):
         """The embedding of a body's keypoints, if the network has one."""
         return self.refiner.keypoints
 
-    def encode(self, image: Tensor) -> list[Tensor]:
-        """Features (B, C, H/s, W/s), fine to coarse, of pictures (B, h, w, 3) uint8 RGB of
-        `image_scale` times the model's size.
+    def encode(self, image: Tensor) -> Tensor:
+        """Features of pictures (B, h, w, 3) uint8 RGB of `image_scale` times the model's size, as
+        `rows`.
         """
         picture = image.permute(0, 3, 1, 2).float()
         if self.config.image_scale > 1:
             picture = F.avg_pool2d(picture, self.config.image_scale)
-        return encode(self.encoder, picture)
+        return self.rows(encode(self.encoder, picture))
 
-    def correlate(self, features: list[Tensor], templates: Tensor) -> list[Tensor]:
-        """Correlation maps of templates (G, F, N, 2, levels, C) with features (G F, C, h, w):
-        per level, and once more the coarsest averaged over 2x2 cells, (G F N, 2, h, w).
+    def rows(self, maps: list[Tensor]) -> Tensor:
+        """The features of a frame as one list of cells, (B, cells, C), of the encoder's maps
+        (B, C, h, w), fine to coarse.
+        """
+        return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
+
+    def maps(self, rows: Tensor) -> list[Tensor]:
+        """The encoder's maps again, see `rows`."""
+        levels = rows.transpose(1, 2).split(self.counts, 2)
+        return [x.unflatten(2, size) for x, size in zip(levels, self.sizes, strict=True)]
+
+    def correlate(self, rows: Tensor, templates: Tensor) -> list[Tensor]:
+        """Correlation maps of templates (G, F, N, 2, levels, C) with the features of frames,
+        rows (G F, cells, C): per level, and once more the coarsest averaged over 2x2 cells, (G F
+        N, 2, h, w).
         """
         maps = []
-        for level, feature in enumerate(features):
+        levels = zip(self.sizes, rows.split(self.counts, 1), strict=True)
+        for level, (size, cells) in enumerate(levels):
             template = templates[..., level, :].flatten(0, 1).flatten(1, 2)
-            volume = template @ feature.flatten(2)
-            maps.append(volume.view(-1, 2, *feature.shape[-2:]))
+            maps.append((template @ cells.transpose(1, 2)).view(-1, 2, *size))
         return [*maps, F.avg_pool2d(maps[-1], 2)]
 
-    def describe(self, features: list[Tensor], xy: Tensor) -> Tensor:
-        """Features (B, C, h, w) at xy (B, N, 2) px, every level, unit length: (B, N, levels,
-        C).
+    def around(self, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """The four cells around places xy (B, N, 2) px at every level, as numbers of a frame's
+        rows (B, N, levels, 4), and their shares (B, N, levels, 4); the border continues.
         """
-        out = [
-            sample_cells(feature, xy / stride)
-            for feature, stride in zip(features, self.config.strides, strict=True)
-        ]
-        return F.normalize(torch.stack(out, 2), dim=-1)
+        place = torch.minimum((xy[..., None, :] * self.per_pixel).clamp(min=0), self.last)
+        corner = torch.minimum(place.floor(), self.last - 1)
+        after = place - corner
+        x, y = torch.stack([1 - after, after], -1).unbind(-2)
+        share = (y[..., :, None] * x[..., None, :]).flatten(-2)
+        index = (corner * self.pace).sum(-1, keepdim=True).int() + self.corners
+        return index, share
+
+    def describe(self, rows: Tensor, xy: Tensor) -> Tensor:
+        """Features of frames, rows (B, cells, C), at xy (B, N, 2) px, every level, unit length:
+        (B, N, levels, C).
+        """
+        index, share = self.around(xy)
+        camera = torch.arange(xy.shape[0], device=xy.device, dtype=index.dtype)
+        return mix(gather(rows, index + self.cells * camera[:, None, None, None]), share)
+
+    def describe_query(self, rows: Tensor, ring: Tensor, frame: Tensor, xy: Tensor, age: Tensor):
+        """Templates (B, N, levels, C) at xy (B, N, 2) px in the frame `age` (B, N) frames ago: in
+        the newest one's rows (B, cells, C), or in the ring of past ones' (window, B, cells, C),
+        where `frame` (1,) is the newest's place.
+        """
+        index, share = self.around(xy)
+        cameras, window = rows.shape[0], ring.shape[0]
+        camera = torch.arange(cameras, device=xy.device, dtype=index.dtype)[:, None]
+        past = ((frame - age) % window).to(index.dtype) * cameras + camera
+        here = gather(rows, index + (self.cells * camera)[..., None, None])
+        there = gather(ring.flatten(0, 1), index + (self.cells * past)[..., None, None])
+        now = (age == 0)[..., None, None, None]
+        return mix(torch.where(now, here, there.to(here.dtype)), share)
 
     def update_template(
         self, recent: Tensor, now: Tensor, visibility: Tensor, confidence: Tensor
@@ -555,7 +611,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
 
     def advance_frame(
         self,
-        features: list[Tensor],
+        rows: Tensor,
         pictures: list[Tensor],
         points: Points,
         past: list[Tensor],
@@ -565,14 +621,14 @@ class RealtimeTracker(HalfPrecisionEncoder):
     ) -> Advanced:
         """Track points into a new frame; one refinement for every cache in `past`.
 
-        features per level (B, C, h, w); pictures as `PatchAligner.pictures`; here (B, M) bool:
+        rows (B, cells, C), the features; pictures as `PatchAligner.pictures`; here (B, M) bool:
         queried in this very frame, so that a point is where it was put; live (B, M) bool; keypoint
         (B, M), the number of a body's keypoint, -1: none. A point of age 0 has no patch yet: it is
         cut where the point is found in this frame.
         """
         c, new = self.config, points.age == 0
         templates = torch.stack([points.template, points.recent], 2)
-        maps = self.correlate(features, templates[:, None])
+        maps = self.correlate(rows, templates[:, None])
         masks = Masks.build(points.age[:, None], live[:, None], c.window)
         refined = self.refiner(maps, points.motion, masks, past, len(past), keypoint)
         estimate, visibility, confidence = (x[:, 0] for x in refined.estimates[-1])
@@ -587,7 +643,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             warp=torch.where(new[..., None, None], points.warp, aligned.warp),
             fits=torch.where(new[..., None], 1.0, aligned.fits),
         )
-        now = self.describe(features, xy)
+        now = self.describe(rows, xy)
         calibration = self.calibration_features(token, aligned, points.template, now)
         redetection = self.redetection_features(token, best, aligned, points.template, now)
         shift = self.calibration(calibration)
@@ -665,6 +721,16 @@ class RealtimeTracker(HalfPrecisionEncoder):
             xy = torch.where(begun[..., None], out['xy'], queries[None, :, 1:].to(out['xy'].dtype))
             rows.append((xy[0], out['visibility'][0], out['confidence'][0]))
         return VideoTracks(*(torch.stack(x) for x in zip(*rows, strict=True)))
+
+
+def gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (F, cells, C), of all frames one after the other, by their numbers (...): (..., C)."""
+    return rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def mix(cells: Tensor, share: Tensor) -> Tensor:
+    """Means of four cells (..., 4, C) by their shares (..., 4), at unit length: (..., C)."""
+    return F.normalize((share[..., None, :] @ cells)[..., 0, :], dim=-1)
 
 
 def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:

@@ -46,6 +46,17 @@ class Alignment(NamedTuple):
     fit: Tensor
 
 
+class Prepared(NamedTuple):
+    """What aligning needs of templates (..., P cells), which the picture does not change. With U
+    unknowns: rows (..., U + 2, P), of which the products with a picture are the change of the
+    unknowns at the template's contrast, how alike both are, and the picture's mean; power
+    (..., 1, 1), the template's weighted variance.
+    """
+
+    rows: Tensor
+    power: Tensor
+
+
 class PatchAligner(nn.Module):
     """Cuts templates and finds them again; nothing in it is learned."""
 
@@ -58,17 +69,23 @@ class PatchAligner(nn.Module):
         offsets = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), -1)
         inner = offsets[1:-1, 1:-1].reshape(-1, 2)
         weight = torch.exp(-0.5 * inner.square().sum(-1) / (0.6 * config.radius) ** 2)
-        self.register_buffer('inner', inner, persistent=False)
-        for name, cells in (('inner_and_one', inner), ('all_and_one', offsets.reshape(-1, 2))):
-            one = torch.ones(len(cells), 1)
-            self.register_buffer(name, torch.cat([cells, one], 1), persistent=False)
         weight = weight / weight.sum()
-        self.register_buffer('weight', weight, persistent=False)
-        self.register_buffer('mean', weight[None], persistent=False)
-        grey = torch.tensor([[0.299, 0.587, 0.114]])
-        self.register_buffer('grey', grey, persistent=False)
-        self.register_buffer('extent', torch.tensor(image_size[::-1]).float(), persistent=False)
-        self.register_buffer('unity', torch.eye(6), persistent=False)
+
+        def constant(name: str, value: Tensor) -> None:
+            self.register_buffer(name, value, persistent=False)
+
+        constant('inner', inner)
+        for name, cells in (('inner_and_one', inner), ('all_and_one', offsets.reshape(-1, 2))):
+            constant(name, torch.cat([cells, torch.ones(len(cells), 1)], 1))
+        constant('weight', weight[None])
+        constant('parts', self.linear_parts())
+        constant('grey', torch.tensor([[0.299, 0.587, 0.114]]))
+        constant('to_grid', 2 / torch.tensor(image_size[::-1]).float())
+        constant('unity', torch.eye(6))
+        # A matrix of two rows, as four numbers, to its adjugate.
+        constant(
+            'adjugate', torch.tensor([[0.0, 0, 0, 1], [0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]])
+        )
         self.pooling = [round(s * image_scale) for s in config.spacing]
 
     @property
@@ -76,38 +93,54 @@ class PatchAligner(nn.Module):
         """Values of a template at one resolution."""
         return len(self.all_and_one)
 
+    def linear_parts(self) -> Tensor:
+        """What a template (cells,) is made of as one matrix (cells, 7 P), each without its mean:
+        its inner part, how that changes with x and y, and with the four numbers of the warp.
+        """
+        side = 2 * self.config.radius + 3
+        grid = torch.eye(side * side).unflatten(-1, (side, side))
+        patch = grid[..., 1:-1, 1:-1].flatten(-2)
+        x = (grid[..., 1:-1, 2:] - grid[..., 1:-1, :-2]).flatten(-2) / 2
+        y = (grid[..., 2:, 1:-1] - grid[..., :-2, 1:-1]).flatten(-2) / 2
+        bend = [slope * offset for slope in (x, y) for offset in self.inner.T / self.config.radius]
+        parts = torch.stack([patch, x, y, *bend], -2)
+        return (parts - parts @ self.weight.T).flatten(-2)
+
     def pictures(self, image: Tensor) -> list[Tensor]:
         """Grey pictures (B, 1, h, w) of an image (B, H, W, 3) uint8 RGB, coarse to fine."""
         planes = image.permute(0, 3, 1, 2).to(self.grey.dtype)
         fine = (self.grey @ planes.flatten(2)).unflatten(2, planes.shape[2:])
         return [F.avg_pool2d(fine, n) if n > 1 else fine for n in self.pooling]
 
-    def read(
-        self, picture: Tensor, cells_and_one: Tensor, spacing: float, xy: Tensor, warp: Tensor
-    ) -> Tensor:
-        """A picture (B, 1, h, w) in the cells (P, 3), x, y and 1, of patches at xy (B, ..., 2) px
-        deformed by warps (B, ..., 2, 2): (B, ..., P).
+    def place(self, xy: Tensor) -> Tensor:
+        """Places (..., 2) px as rows (..., 1, 2) of normalised coordinates."""
+        return ((xy + 0.5) * self.to_grid - 1)[..., None, :]
+
+    def axes(self, warp: Tensor, level: int) -> Tensor:
+        """The steps from cell to cell of patches deformed by warps (..., 2, 2), in normalised
+        coordinates: (..., 2, 2), a row for each axis of the template.
         """
-        to_grid = 2 / self.extent
+        return warp.transpose(-1, -2) * (self.config.spacing[level] * self.to_grid)
+
+    def read(self, picture: Tensor, cells_and_one: Tensor, place: Tensor, axes: Tensor) -> Tensor:
+        """A picture (B, 1, h, w) in the cells (P, 3), x, y and 1, of patches with `axes`
+        (B, ..., 2, 2) at `place` (B, ..., 1, 2): (B, ..., P, 1).
+        """
         # One matrix for warp and place: a sum of the two costs as much as reading the picture.
-        axes = spacing * warp.transpose(-1, -2) * to_grid
-        centre = ((xy + 0.5) * to_grid - 1)[..., None, :]
-        grid = cells_and_one @ torch.cat([axes, centre], -2)
+        grid = cells_and_one @ torch.cat([axes, place], -2)
         seen = F.grid_sample(
             picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
         )
-        return seen[:, 0].unflatten(1, grid.shape[1:-2])
+        return seen.view(*grid.shape[:-1], 1)
 
     def cut(self, pictures: list[Tensor], xy: Tensor) -> Tensor:
         """Templates (B, M, resolutions, cells) at xy (B, M, 2) px."""
-        unity = self.unity[:2, :2].expand(*xy.shape, 2)
-        return torch.stack(
-            [
-                self.read(picture, self.all_and_one, spacing, xy, unity)
-                for picture, spacing in zip(pictures, self.config.spacing, strict=True)
-            ],
-            2,
-        )
+        place, unity = self.place(xy), self.unity[:2, :2].expand(*xy.shape, 2)
+        seen = [
+            self.read(picture, self.all_and_one, place, self.axes(unity, level))
+            for level, picture in enumerate(pictures)
+        ]
+        return torch.cat(seen, -1).transpose(-1, -2)
 
     def align(
         self,
@@ -122,89 +155,84 @@ class PatchAligner(nn.Module):
         have the axes of the places.
         """
         c = self.config
-        together = energy = own = torch.zeros_like(xy[..., 0])
         index = torch.tensor(which, device=xy.device)
+        rows, power = (x.index_select(1, index) for x in self.prepare(template, 2))
+        place, together, energy = self.place(xy), [], []
         for level, picture in enumerate(pictures):
-            patch, size, basis, solve = (
-                x.index_select(1, index) for x in self.prepare(template[..., level, :], 2)
-            )
-            seen = power = size
+            axes, products, variance = self.axes(warp, level), rows[:, :, :, level], None
             for _ in range(c.steps[level]):
-                seen, power = self.look(picture, level, xy, warp)
-                # Brightness and the template are projected out of the basis: what is left of the
-                # picture, at the template's contrast, is the error.
-                change = solve @ (basis @ seen) * (size / power).sqrt()
-                length = change.norm(dim=-2, keepdim=True)
-                change = change * (c.stride / length.clamp(min=c.stride))
-                xy = xy - c.spacing[level] * (warp @ change)[..., 0]
+                change, alike, variance = self.look(picture, products, place, axes)
+                # The template's contrast is the picture's here; and a step is not too long.
+                longest = change.square().sum(-2, keepdim=True) / c.stride**2
+                change = change * torch.maximum(variance, longest).rsqrt()
+                place = place - change.transpose(-1, -2) @ axes
             # How well it fits, where the last step began.
-            together = together + (patch @ seen)[..., 0, 0]
-            energy, own = energy + power[..., 0, 0], own + size[..., 0, 0]
-        return Alignment(xy, warp, together / (energy * own).sqrt())
+            together.append(alike)
+            energy.append(variance)
+        fit = sum(together) / (sum(energy) * power.sum(3)).sqrt()
+        xy = (place[..., 0, :] + 1) / self.to_grid - 0.5
+        return Alignment(xy, warp, fit[..., 0, 0])
 
     def deform(self, pictures: list[Tensor], template: Tensor, xy: Tensor, warp: Tensor) -> Tensor:
         """The warps (B, K, 2, 2) with which templates (B, K, resolutions, cells) fit better at xy
         (B, K, 2) px: one Gauss-Newton step for place and warp, the old one where it does not pay.
         """
         level, limit = self.config.warp_level, self.config.warp_step
-        patch, size, basis, solve = self.prepare(template[..., level, :], 6)
-        seen, power = self.look(pictures[level], level, xy, warp)
-        change = (solve @ (basis @ seen) * (size / power).sqrt())[..., 0]
+        picture = pictures[level]
+        rows, _ = self.prepare(template[..., level, :], 6)
+        place, axes = self.place(xy), self.axes(warp, level)
+        change, alike, variance = self.look(picture, rows, place, axes)
+        change = (change * variance.rsqrt())[..., 0]
         bend = (change[..., 2:].unflatten(-1, (2, 2)) / self.config.radius).clamp(-limit, limit)
         bent = warp - warp @ bend
-        shift = self.config.spacing[level] * (warp @ change[..., :2, None])[..., 0]
-        then, new_power = self.look(pictures[level], level, xy - shift, bent)
-        better = patch @ then / new_power.sqrt() > patch @ seen / power.sqrt()
+        place = place - change[..., None, :2] @ axes
+        _, then, new_variance = self.look(picture, rows, place, self.axes(bent, level))
+        better = then * new_variance.rsqrt() > alike * variance.rsqrt()
         return torch.where(better, bent, warp)
 
-    def look(self, picture: Tensor, level: int, xy: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
-        """What a picture holds around xy, deformed by the warp: (B, ..., P, 1), and its weighted
-        variance (B, ..., 1, 1), at least that of noise.
+    def look(
+        self, picture: Tensor, rows: Tensor, place: Tensor, axes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Products of what a picture holds at a place with the rows of `Prepared`: the change of
+        the unknowns (B, ..., U, 1), how alike both are (B, ..., 1, 1); and the picture's weighted
+        variance (B, ..., 1, 1), with that of noise.
         """
-        spacing = self.config.spacing[level]
-        seen = self.read(picture, self.inner_and_one, spacing, xy, warp)[..., None]
-        power = self.mean @ seen.square() - (self.mean @ seen).square()
-        return seen, power.clamp(min=0) + self.config.noise**2
+        seen = self.read(picture, self.inner_and_one, place, axes)
+        change, alike, mean = (rows @ seen).split([rows.shape[-2] - 2, 1, 1], -2)
+        variance = self.weight @ seen.square() - mean.square()
+        return change, alike, variance.clamp(min=0) + self.config.noise**2
 
-    def prepare(self, template: Tensor, unknowns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a template (B, K, cells): its inner part without its mean, weighted (B, K, 1, P);
-        its energy (B, K, 1, 1); how it changes with each unknown, without what brightness and
-        contrast explain, weighted (B, K, U, P); and the inverse of the normal equations (B, K,
-        U, U).
-        """
-        side = 2 * self.config.radius + 3
-        grid = template.unflatten(-1, (side, side))
-        patch = grid[..., 1:-1, 1:-1].flatten(-2)[..., None, :]
-        slope = torch.stack(
-            [
-                (grid[..., 1:-1, 2:] - grid[..., 1:-1, :-2]).flatten(-2) / 2,
-                (grid[..., 2:, 1:-1] - grid[..., :-2, 1:-1]).flatten(-2) / 2,
-            ],
-            -2,
-        )
-        if unknowns == 6:  # slope times offset, for the four numbers of the warp
-            offset = (self.inner / self.config.radius).T
-            bend = [slope[..., k : k + 1, :] * offset for k in (0, 1)]
-            slope = torch.cat([slope, *bend], -2)
-        weight = self.mean.transpose(0, 1)  # (P, 1)
-        patch = patch - patch @ weight
+    def prepare(self, template: Tensor, unknowns: int) -> Prepared:
+        """Of templates (..., cells), for the place (2 unknowns) or for place and warp (6)."""
+        # Against its centre, so that rounding does not grow with brightness.
+        middle = self.cells // 2
+        template = template - template[..., middle : middle + 1]
+        parts = template @ self.parts[:, : (1 + unknowns) * len(self.inner)]
+        patch, slope = parts.unflatten(-1, (1 + unknowns, -1)).split([1, unknowns], -2)
         heavy = patch * self.weight
-        size = heavy @ patch.transpose(-1, -2) + self.config.noise**2
-        basis = slope - slope @ weight
-        basis = basis - (basis @ heavy.transpose(-1, -2)) / size * patch
+        power = heavy @ patch.transpose(-1, -2) + self.config.noise**2
+        # Brightness is projected out of the slopes, which have no mean, and contrast here: what
+        # is left of a picture is the error.
+        basis = slope - (slope @ heavy.transpose(-1, -2)) / power * patch
         weighted = basis * self.weight
         normal = weighted @ basis.transpose(-1, -2)
-        return heavy, size, weighted, self.invert(normal, unknowns)
+        solve = self.invert(normal, unknowns) @ weighted * power.sqrt()
+        return Prepared(torch.cat([solve, heavy, self.weight.expand_as(heavy)], -2), power)
 
     def invert(self, normal: Tensor, unknowns: int) -> Tensor:
-        """The inverse of damped symmetric matrices (B, K, U, U), by Newton's iteration (Schulz):
-        ONNX has no solver.
-        """
+        """The inverse of damped symmetric matrices (..., U, U): ONNX has no solver."""
         unity = self.unity[:unknowns, :unknowns]
         diagonal = (normal * unity).sum(-1)
         root = (diagonal + 0.05 * self.config.noise**2).rsqrt()
         scaled = normal * root[..., None] * root[..., None, :] + self.config.damping * unity
-        inverse = unity / unknowns
-        for _ in range(6 if unknowns == 2 else 11):
-            inverse = inverse @ (2 * unity - scaled @ inverse)
+        if unknowns == 2:  # by Cramer's rule; the sum is twice the determinant
+            flat = scaled.flatten(-2)
+            adjugate = flat @ self.adjugate
+            inverse = (adjugate / (flat * adjugate).sum(-1, keepdim=True) * 2).unflatten(
+                -1, (2, 2)
+            )
+        else:  # by Newton's iteration (Schulz)
+            inverse = unity / unknowns
+            for _ in range(11):
+                inverse = inverse @ (2 * unity - scaled @ inverse)
         return inverse * root[..., None] * root[..., None, :]

@@ -60,8 +60,7 @@ class ContrastiveObjective(Objective):
 
     def forward(self, clips: Clips, step: int, first: int) -> dict[str, Tensor]:
         """The loss, and by stride the share of points placed within 1.5 cells."""
-        maps = encode(self.model.encoder, clips.video, self.model.config.image_scale)
-        features = [f.flatten(0, 1) for f in maps]
+        features = encode(self.model.encoder, clips.video, self.model.config.image_scale)
         scale = self.scale.exp().clamp_max(self.config.contrastive.sharpest)
         loss, hits = matching_loss(
             features, clips.tracks, clips.visible, clips.query_frame, self.strides, scale

@@ -152,20 +152,27 @@ def folded(encoder: nn.Module) -> nn.Module:
 
 
 def encode(encoder: nn.Module, video: Tensor, image_scale: int = 1) -> list[Tensor]:
-    """Features of pictures (G, F, H, W, 3) uint8, per level (G, F, C, h, w)."""
+    """Feature maps of pictures (G, F, H, W, 3) uint8, per level (G F, C, h, w)."""
     device = video.device.type
     image = video.flatten(0, 1).movedim(-1, 1).float()
     if image_scale > 1:
         image = F.avg_pool2d(image, image_scale)
     with torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device)):
-        features = encoder(image.contiguous(memory_format=torch.channels_last))
-    return [f.contiguous().unflatten(0, video.shape[:2]) for f in features]
+        return encoder(image.contiguous(memory_format=torch.channels_last))
+
+
+def encode_rows(model: RealtimeTracker, encoder: nn.Module, video: Tensor) -> Tensor:
+    """Features of pictures (G, F, H, W, 3) uint8 by the model's encoder or its folded copy, as
+    `RealtimeTracker.rows`: (G, F, cells, C).
+    """
+    maps = encode(encoder, video, model.config.image_scale)
+    return model.rows(maps).unflatten(0, video.shape[:2])
 
 
 @torch.no_grad()
 def roll_out(
     model: RealtimeTracker,
-    features: list[Tensor],
+    rows: Tensor,
     clips: Clips,
     forcing: TeacherForcing,
     iterations: int,
@@ -181,8 +188,7 @@ def roll_out(
         now, begun = clips.query_frame == t, clips.query_frame <= t
         here, before = clips.tracks[:, t], clips.tracks[:, max(t - 1, 0)]
         earlier = clips.tracks[:, max(t - 2, 0)]
-        current = [f[:, t] for f in features]
-        points = points.started(now, here, model.describe(current, here))
+        points = points.started(now, here, model.describe(rows[:, t], here))
         forced = (forcing.mask[:, t] & begun & ~now)[..., None]
         points = points._replace(
             xy=torch.where(forced, before + forcing.xy_noise[:, t], points.xy),
@@ -192,7 +198,9 @@ def roll_out(
         )
         starts.append((*points.motion, points.template[:, None], points.recent[:, None]))
         pictures = model.aligner.pictures(clips.video[:, t])
-        result = model.advance_frame(current, pictures, points, past, now, begun, clips.keypoint)
+        result = model.advance_frame(
+            rows[:, t], pictures, points, past, now, begun, clips.keypoint
+        )
         points, past = result.points, result.past
         results.append(
             (
@@ -211,16 +219,14 @@ def roll_out(
 
 def refine_all(
     model: RealtimeTracker,
-    features: list[Tensor],
+    rows: Tensor,
     record: Rollout,
     iterations: int,
     keypoint: Tensor | None = None,
 ) -> Refined:
     """Refine all frames in parallel from the recorded starts; keypoint (G, N) as in `Clips`."""
     count, _, points = record.age.shape
-    maps = model.correlate(
-        [f.flatten(0, 1) for f in features], torch.stack([record.template, record.recent], 3)
-    )
+    maps = model.correlate(rows.flatten(0, 1), torch.stack([record.template, record.recent], 3))
     masks = Masks.build(record.age, record.age >= 0, model.config.window)
     empty = torch.zeros(
         count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
@@ -230,30 +236,30 @@ def refine_all(
 
 
 def refresh(
-    model: RealtimeTracker, features: list[Tensor], clips: Clips, record: Rollout, frames: Tensor
-) -> tuple[list[Tensor], Rollout, Tensor]:
-    """Encode some frames (K,) once more, with gradient, and put them in their places: features,
+    model: RealtimeTracker, rows: Tensor, clips: Clips, record: Rollout, frames: Tensor
+) -> tuple[Tensor, Rollout, Tensor]:
+    """Encode some frames (K,) once more, with gradient, and put them in their places: rows,
     the record with the templates of points that were queried there, and the matching loss.
     """
-    fresh = encode(model.encoder, clips.video[:, frames], model.config.image_scale)
-    features = [f.index_copy(1, frames, g) for f, g in zip(features, fresh, strict=True)]
+    fresh = encode_rows(model, model.encoder, clips.video[:, frames])
+    rows = rows.index_copy(1, frames, fresh)
     template = record.template
     for k, t in enumerate(frames.tolist()):
         now = clips.query_frame == t
-        first = model.describe([g[:, k] for g in fresh], clips.tracks[:, t])
+        first = model.describe(fresh[:, k], clips.tracks[:, t])
         template = torch.where(now[:, None, :, None, None], first[:, None], template)
     # Matching goes from the first of these frames to the others.
     visible = clips.visible[:, frames]
-    scale = torch.full((len(fresh),), MATCHING_SHARPNESS, device=frames.device)
+    scale = torch.full((len(model.sizes),), MATCHING_SHARPNESS, device=frames.device)
     loss, _ = matching_loss(
-        [g.flatten(0, 1) for g in fresh],
+        model.maps(fresh.flatten(0, 1)),
         clips.tracks[:, frames],
         visible & visible[:, :1],
         torch.zeros_like(clips.query_frame),
         model.config.strides,
         scale,
     )
-    return features, record._replace(template=template), loss
+    return rows, record._replace(template=template), loss
 
 
 def realtime_losses(
@@ -271,18 +277,16 @@ def realtime_losses(
     the step chooses the fresh frames, the same in all processes. `encoder` is the model's, folded.
     """
     with torch.no_grad():
-        features = encode(encoder, clips.video, model.config.image_scale)
+        rows = encode_rows(model, encoder, clips.video)
     forcing = TeacherForcing.draw(clips, forcing_share, recipe.teacher_noise, seeds)
-    record = roll_out(model, features, clips, forcing, iterations)
-    matching = features[0].new_zeros(())
+    record = roll_out(model, rows, clips, forcing, iterations)
+    matching = rows.new_zeros(())
     if recipe.fresh:
         rng = torch.Generator().manual_seed(step)
         others = torch.randperm(clips.video.shape[1] - 1, generator=rng)[: recipe.fresh - 1]
         frames = torch.cat([others.new_zeros(1), others.sort().values + 1])
-        features, record, matching = refresh(
-            model, features, clips, record, frames.to(clips.video.device)
-        )
-    refined = refine_all(model, features, record, iterations, clips.keypoint)
+        rows, record, matching = refresh(model, rows, clips, record, frames.to(clips.video.device))
+    refined = refine_all(model, rows, record, iterations, clips.keypoint)
     estimates = refined.estimates
     counted, start = (record.age > 0) & clips.known, record.motion.xy
     body = clips.keypoint, clips.instance
@@ -328,9 +332,9 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
     samples: list[tuple[Tensor, ...]] = []
     for clips in batches:
         with torch.no_grad():
-            features = encode(model.encoder, clips.video, model.config.image_scale)
+            rows = encode_rows(model, model.encoder, clips.video)
             forcing = TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
-            record = roll_out(model, features, clips, forcing, iterations)
+            record = roll_out(model, rows, clips, forcing, iterations)
         error = (record.network.xy - clips.tracks).norm(dim=-1)
         there = (record.best - clips.tracks).norm(dim=-1) < loss.near
         back = clips.visible & there & (error > LOST)
