@@ -2,9 +2,9 @@
 
 Every point moves one model pixel to the right a frame from where it was queried; visibility is 1;
 confidence is the mean of the image, so that tests see which image arrived; in a slot that is
-queried it is the mean of the image two frames ago, from a ring of three. The state remembers each
-point's anchor and age and counts the frames. With keypoints, the point of keypoint k lies k + 1
-model pixels lower.
+queried it is 1 in the frame of its query and, where that is an older frame, the mean of the image
+two frames ago, from a ring of three. The state remembers each point's anchor and age and counts
+the frames. With keypoints, the point of keypoint k lies k + 1 model pixels lower.
 """
 
 import json
@@ -87,7 +87,10 @@ def step_model(keypoints=False, **metadata) -> onnx.ModelProto:
         # Of three rows the one after the newest's is the oldest: two frames ago.
         n('Gather', ['state.means', 'next.row'], ['old_row'], axis=0),
         n('Squeeze', ['old_row', 'first'], ['old_share']),
-        n('Where', ['query', 'old_share', 'share2'], ['shown']),
+        n('Where', ['query', 'old_share', 'share2'], ['mean_share']),
+        n('Equal', ['late', 'no_age'], ['new']),
+        n('And', ['query', 'new'], ['here']),
+        n('Where', ['here', 'one', 'mean_share'], ['shown']),
         n('Mul', ['shown', 'visibility'], ['confidence']),
     ]
     if keypoints:
@@ -104,6 +107,7 @@ def step_model(keypoints=False, **metadata) -> onnx.ModelProto:
     constants = {
         'last': np.array([-1], np.int64),
         'one': np.array(1, np.float32),
+        'no_age': np.array(0, np.float32),
         'right': np.array([1, 0], np.float32),
         'down': np.array([0, 1], np.float32),
         'hwc': np.array([1, 2, 3], np.int64),

@@ -93,6 +93,10 @@ def test_everyone_agrees(name, monkeypatch):
         # A camera image becomes the same picture; OpenCV places pixels to 1/32.
         apart = np.abs(fitted - shown['image'][0].astype(float))
         assert apart.max() <= (0 if facts.causal else 6) and apart.mean() < 0.6
+        here = shown['query'] & (shown['query_age'] == 0)  # where a point was put, by definition
+        np.testing.assert_array_equal(shown['xy'][here], shown['query_xy'][here])
+        assert (shown['visibility'][here] == 1).all() and (shown['confidence'][here] == 1).all()
+        assert here.any() == (t == 0)
         if t:
             rule = facts.visible(shown['visibility'], shown['confidence'])[0]
             inside = (tracks.flags & 4) == 0

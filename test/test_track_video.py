@@ -15,7 +15,7 @@ from cotracker_ros.visualise import write_video
 
 
 class Standing(engines.Engine):
-    """Points stay where they were put; those in the right half are not seen."""
+    """Points stay where they were put; those in the right half are not seen after that."""
 
     name, device, precision = 'standing', 'none', 'f32'
 
@@ -28,7 +28,7 @@ class Standing(engines.Engine):
         query = inputs['query'][..., None]
         self.xy = np.where(query, inputs['query_xy'], self.xy)
         live = inputs['live'].astype(np.float32)
-        seen = live * (self.xy[..., 0] < 32)
+        seen = live * (inputs['query'] | (self.xy[..., 0] < 32))
         return {'xy': self.xy * live[..., None], 'visibility': seen, 'confidence': live}
 
     def reset(self):

@@ -1,7 +1,9 @@
 """What goes into a step and what comes out of it: names, shapes, types, in one place.
 
 The export, every engine, the checks of a loaded graph, the scripted stream and the stand-ins of
-the tests take them from here. To add an input, add it to INPUTS with a value for callers and
+the tests take them from here. In the frame of its query (`query` set, `query_age` 0) a slot gives
+its query_xy with visibility and confidence 1: the step sees to it, and nobody after it. To add an
+input, add it to INPUTS with a value for callers and
 models that know nothing of it, and its name to `takes` of the model.Step that reads it.
 """
 

@@ -59,8 +59,9 @@ class Step(nn.Module):
         `image_scale`; for each slot `query_xy` (B, M, 2) in pixels, `query` (B, M) bool to
         (re)start it now, `query_age` (B, M) int32 frames since its query was seen, `live` (B, M)
         bool, and perhaps `keypoint` (B, M) int32, the number of a body's keypoint or -1. Gives xy
-        (B, M, 2) in pixels, visibility and confidence (B, M), all 0 in slots that are not live,
-        and the next state, of rings the new row.
+        (B, M, 2) in pixels, visibility and confidence (B, M), all 0 in slots that are not live
+        and, in the frame of its query, a point's query_xy and 1 and 1; and the next state, of
+        rings the new row.
         """
         raise NotImplementedError
 

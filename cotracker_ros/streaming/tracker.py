@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cotracker_ros import engines, geometry
-from cotracker_ros.engines import EngineError
+from cotracker_ros.engines import EngineError, spec
 from cotracker_ros.skeleton import KEYPOINTS
 from cotracker_ros.streaming.image import check_frame, resize
 from cotracker_ros.streaming.slots import NO_KEYPOINT, Slots
@@ -325,8 +325,8 @@ class StreamingTracker:
         if stamp is None or stamp > self._frames[-1].stamp:
             return self._frames[-1].size
         # The next frame will push the oldest out of a full window.
-        reach = self.engine.metadata.window - 1
-        known = list(self._frames)[-reach:] if reach else []
+        past = self.engine.metadata.window - 1
+        known = list(self._frames)[-past:] if past else []
         if not known or stamp < known[0].stamp:
             raise ValueError(
                 f'the points were seen at {stamp:.6f} s, before the frames that the '
@@ -390,10 +390,7 @@ class StreamingTracker:
         slots.age[rows] += 1
         new = np.isin(rows, started)
         at_query = new & (age == 0)
-        # In its query frame a point is where it was put, by definition.
-        model_xy = np.where(at_query[:, None], slots.model_xy[rows], outputs['xy'][0, rows])
-        visibility = np.where(at_query, np.float32(1), outputs['visibility'][0, rows])
-        confidence = np.where(at_query, np.float32(1), outputs['confidence'][0, rows])
+        model_xy, visibility, confidence = (outputs[n][0, rows] for n in spec.OUTPUT_NAMES)
         xy = self._move(model_xy, self.image_size, frame.size)
         inside = geometry.inside(xy, frame.size)
         visible = inside & self._is_visible(visibility, confidence)
