@@ -272,9 +272,30 @@ def start_tracker(tmp_path):
 
 
 @pytest.fixture(scope='session')
-def exported(tmp_path_factory):
-    """The step of a small real-time model with fresh weights, exported once for all tests."""
+def small_checkpoint(tmp_path_factory):
+    """A small real-time model that knows keypoints, with fresh weights.
+
+    Its embedding is ten times as large as it begins: a keypoint moves tracks by half a pixel and
+    more, far beyond what runtimes differ by.
+    """
     torch = pytest.importorskip('torch')
+    from safetensors.torch import save_file
+
+    from cotracker_ros.model import build_model
+    from cotracker_ros.model.checkpoint import checkpoint_metadata
+
+    torch.manual_seed(0)
+    model = build_model('realtime', (64, 96), keypoints=17)
+    with torch.no_grad():
+        model.keypoints.table *= 10
+    path = tmp_path_factory.mktemp('checkpoint') / 'small.safetensors'
+    save_file(model.state_dict(), path, checkpoint_metadata(model))
+    return path
+
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory, small_checkpoint):
+    """The step of `small_checkpoint`, exported once for all tests."""
     pytest.importorskip('onnxscript')
     from export import export_onnx
 
@@ -285,8 +306,8 @@ def exported(tmp_path_factory):
     with (folder / 'small.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            torch.manual_seed(0)
-            words = '--model realtime --iterations 1 --resolution 64x96 --points 6 --frames 6'
-            words = [*words.split(), '--output', str(path), '--provenance', 'a test']
+            words = '--iterations 1 --resolution 64x96 --points 6 --frames 6'
+            words = [*words.split(), '--checkpoint', str(small_checkpoint)]
+            words += ['--output', str(path), '--provenance', 'a test']
             assert export_onnx.main(words) == 0
     return path

@@ -185,15 +185,14 @@ def test_an_exported_file(exported):
 
 @pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
 @pytest.mark.parametrize('cameras, slots', [(1, 1), (2, 5)])
-def test_engines_agree_with_torch(exported, name, cameras, slots):
+def test_engines_agree_with_torch(exported, small_checkpoint, name, cameras, slots):
     """The shared tolerance table of the export holds for every engine, cameras and points."""
     from cotracker_ros.engines.metadata import Metadata
     from cotracker_ros.engines.torch_engine import TorchEngine, step_metadata
-    from cotracker_ros.model import build_model
+    from cotracker_ros.model import load_checkpoint
     from cotracker_ros.model.registry import build_step
 
-    torch.manual_seed(0)
-    network = build_model('realtime', (64, 96))
+    network = load_checkpoint(small_checkpoint, (64, 96))
     step = build_step(network.eval(), 1)
     meta = step_metadata(network, step, provenance='a test')
     assert meta == read_metadata(exported).__dict__
@@ -255,32 +254,23 @@ def test_the_stream_has_what_it_promises():
     assert (queried.sum(0) == 2).any() and (live[-1] < live[15]).any()
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    from safetensors.torch import save_file
-
-    from cotracker_ros.model import build_model
-
-    torch.manual_seed(0)  # the weights of `exported`
-    path = tmp_path / 'small.safetensors'
-    save_file(build_model('realtime', (64, 96)).state_dict(), path)
-    return path
-
-
-def test_verify_compares_every_engine_here(exported, checkpoint, capsys):
-    options = ['--checkpoint', str(checkpoint), '--points', '4', '--frames', '6']
+def test_verify_compares_every_engine_here(exported, small_checkpoint, capsys):
+    options = ['--checkpoint', str(small_checkpoint), '--points', '4', '--frames', '6']
     assert verify.main([str(exported), *options]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
     assert lines['onnxruntime'].endswith('ok') and lines['openvino'].endswith('ok')
     assert 'not here: this onnxruntime has no CUDA' in lines['onnxruntime:cuda']
 
 
-def test_verify_wants_the_weights_of_the_file(exported, checkpoint, capsys):
+def test_verify_wants_the_weights_of_the_file(exported, small_checkpoint, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(checkpoint)
-    save_file({k: v + 1 for k, v in weights.items()}, checkpoint)
-    assert verify.main([str(exported), '--checkpoint', str(checkpoint)]) == 1
+    from cotracker_ros.model.checkpoint import read_metadata
+
+    weights, other = load_file(small_checkpoint), tmp_path / 'other.safetensors'
+    about = read_metadata(small_checkpoint)
+    save_file({k: v + 1 for k, v in weights.items()}, other, about)
+    assert verify.main([str(exported), '--checkpoint', str(other)]) == 1
     assert 'was not exported from the weights in' in capsys.readouterr().err
 
 

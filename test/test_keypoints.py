@@ -1,5 +1,6 @@
 """The embedding of a body's keypoints: only named points are told, and files say whether it is."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -8,6 +9,7 @@ from golden_rule import published_state, randomise, video  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from cotracker_ros.engines import spec  # noqa: E402
+from cotracker_ros.geometry import rescale  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata, mixture_of  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
@@ -180,3 +182,31 @@ def test_the_real_time_model_is_told_in_the_same_way(tmp_path):
     path = tmp_path / 'body.safetensors'
     save_file(state, path, checkpoint_metadata(model))
     assert load_checkpoint(path, size).config.keypoints == 17
+
+
+def test_an_exported_model_takes_keypoints_on_a_stream(exported, small_checkpoint):
+    from cotracker_ros.streaming import StreamingTracker
+
+    model = load_checkpoint(small_checkpoint, SIZE)
+    clip, ask = clip_of(5), np.array([[40.0, 50], [60, 30]])
+    queries = torch.from_numpy(np.column_stack([np.zeros(2), ask])).float()
+    # The pictures that the network makes of the clip itself, so that nothing is resized twice.
+    size = model.facts.picture_size
+    pictures = torch.nn.functional.interpolate(clip, size, mode='bilinear').round().byte()
+    tracker = StreamingTracker(exported, 3, threads=1)
+
+    def run(numbers):
+        tracker.reset()
+        tracker.add_points(rescale(ask, SIZE, size), keypoints=numbers)
+        frames = enumerate(pictures.permute(0, 2, 3, 1).contiguous().numpy())
+        found = [rescale(tracker.track(frame, t / 30).xy, size, SIZE) for t, frame in frames]
+        given = None if numbers is None else torch.from_numpy(numbers)
+        with torch.no_grad():
+            want = model.track(clip, queries, iterations=1, keypoints=given).xy.numpy()
+        np.testing.assert_allclose(np.stack(found), want, atol=0.01)
+        return want
+
+    untold, wrist, ankle = run(None), run(np.array([9, -1])), run(np.array([15, -1]))
+    for one, other in ((wrist, untold), (ankle, untold), (wrist, ankle)):
+        assert np.abs(one - other)[1:, 0].max() > 0.2
+    run(np.array([-1, -1]))

@@ -1,6 +1,7 @@
 """Ablations of poses: what a run begins with, whose points have numbers, and the page."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -57,6 +58,41 @@ def test_weights_with_an_embedding_do_not_lose_it_unsaid(tmp_path):
         run_from('', tmp_path, shape={**FEW, 'keypoints': 5})
 
 
+def test_a_mixture_with_people_resumes_exactly(tmp_path):
+    """Stopped or not it is one run, with an embedding and all losses of bodies."""
+    written(tmp_path / 'plain.safetensors')
+    values = {
+        'sources': {'people': 0.5, 'procedural': 0.5}, 'shape': {'keypoints': 17},
+        'loss': {'continuity': 1.0, 'joint_relation': 1.0, 'occlusion_aware': 1.0},
+        'batch': {'clips': 1, 'points': 20, 'bank': 2}, 'steps': 4, 'warmup': 0, 'workers': 0,
+        'realtime': {'calibration': 0, 'fresh': 1},
+    }  # fmt: skip
+    begin = str(tmp_path / 'plain.safetensors')
+
+    def go(folder, steps):
+        run = run_from(begin, tmp_path / folder, **values)
+        told = []
+        for clips in islice(run.batches(run.source, run.step), steps):
+            told.append((clips.source, clips.keypoint.shape[1], run.update(clips)))
+            run.step += 1
+        run.save()
+        return told, run.model.state_dict()
+
+    straight, want = go('straight', 4)
+    halves = [go('halves', 2) for _ in range(2)]
+    assert [*halves[0][0], *halves[1][0]] == straight
+    got = halves[1][1]
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    # 17 points on clips of people, 20 on others; bodies are held together on the former alone.
+    assert {(source, count) for source, count, _ in straight} == {
+        ('people', 17),
+        ('procedural', 20),
+    }
+    for source, _, losses in straight:
+        held = losses['joint_relation'], losses['occlusion_aware']
+        assert (min(held) > 0) == (source == 'people') and (max(held) > 0) == (source == 'people')
+
+
 def clips(keypoint, instance) -> Clips:
     count = len(keypoint)
     return Clips(
@@ -97,7 +133,7 @@ def test_points_of_all_clips_have_numbers_but_belong_to_nobody():
     counted = nobody.visible
     losses = consistency_losses(
         [estimate], nobody.tracks, nobody.visible, counted, weights, nobody.keypoint,
-        nobody.instance,
+        nobody.instance, counted,
     )  # fmt: skip
     assert all(value == 0 for value in losses.values()) and len(losses) == 3
 
@@ -108,36 +144,109 @@ def test_another_embedding_is_refused():
 
 
 def test_variants_are_settings_that_exist():
-    for name, (_, shares, embedding, changes) in pose_study.VARIANTS.items():
-        config = read_config({**changes})
-        assert (embedding == 'absent') == ('keypoints' not in config.shape), name
-        if shares:
-            people = config.sources.get('people', 0) / sum(config.sources.values())
-            assert shares.startswith(f'{100 * people:.0f}/')
+    for name, about in pose_study.VARIANTS.items():
+        config = read_config(about.changes)
+        assert (about.embedding == pose_study.ABSENT) == ('keypoints' not in config.shape), name
+        assert (about.embedding == pose_study.ALL) == (config.embedding == 'all'), name
+        people = 100 * config.sources.get('people', 0) / sum(config.sources.values())
+        assert about.mixture == f'{people:.0f}/{100 - people:.0f}'
+        assert about.against in (pose_study.START, *pose_study.VARIANTS)
 
 
-def test_the_page_says_what_was_not_run_and_what_is_published(tmp_path):
-    scores = {
-        data: {key: 50.0 + n for n, key in enumerate(keys)}
-        for data, keys in pose_study.MEASURED.items()
-    }
-    curve = [{'source': 'people', 'track': 9.0 - n, 'total': 10.0} for n in range(8)]
-    rows = {
-        name: {'scores': scores, 'curve': [] if name == pose_study.START else curve}
-        for name in (pose_study.START, 'people alone', '+ continuity')
-    }
-    about = {
-        'steps': 8, 'size': [96, 160], 'clips': 3, 'frames': 16, 'date': 'today', 'seconds': 9.0,
-        'command': 'make pose', 'chance': pose_study.chance(rows),
-    }  # fmt: skip
-    text = pose_study.page(json.loads(json.dumps({'rows': rows, 'about': about})))
-    assert '| + continuity | 100/0 | absent | 50.0 | 51.0 | 52.0 |' in text
-    assert 'Not run: + joint relation' in text and 'no people' in text
+SETTINGS = {'steps': 8, 'size': [96, 160], 'scene': {'frames': 12}}
+
+
+def results_of(tmp_path, rows):
+    """A study of rows of final PCK@0.1 by seed; each began from 50 % everywhere."""
+    (tmp_path / 'w').write_bytes(b'weights')
+    results = pose_study.Results(tmp_path / 'pose.json', {**SETTINGS, 'start': tmp_path / 'w'})
+    half = {data: dict.fromkeys(keys, 50.0) for data, keys in pose_study.MEASURED.items()}
+    half[pose_study.PEOPLE]['pck_0.1/left_wrist'] = 40.0
+    results.start = half
+    curve = [{'source': 'people', 'track': 9.0 - n} for n in range(8)]
+    for name, finals in rows.items():
+        results.rows[name] = {}
+        for seed, value in enumerate(finals):
+            last = json.loads(json.dumps(half))
+            last[pose_study.PEOPLE]['pck_0.1'] = value
+            results.rows[name][str(seed)] = {'scores': {'4': half, '8': last}, 'curve': curve}
+    return results
+
+
+def test_the_page_compares_by_seed_and_says_what_chance_explains(tmp_path):
+    results = results_of(
+        tmp_path,
+        {
+            'no people': [50, 50, 50],
+            'people alone': [60, 70, 80],
+            # Always 1 better than without; and in the mean 1 better, but by chance.
+            '+ continuity': [61, 71.1, 80.9],
+            '+ joint relation': [66, 68, 79],
+        },
+    )
+    gain = results.gain('+ continuity', pose_study.PEOPLE, 'pck_0.1')
+    np.testing.assert_allclose(gain, [1, 1.1, 0.9])
+    # Student's t by hand: sd 0.1, error 0.0577, 1 / 0.0577 = 17.3 > 4.30; the other 1 / 2.5.
+    assert pose_study.sure(gain)
+    assert not pose_study.sure(results.gain('+ joint relation', pose_study.PEOPLE, 'pck_0.1'))
+    assert not pose_study.sure(np.array([5.0]))
+    text = pose_study.page(results, 'today')
+    assert 'PCK@0.05 of the box | PCK@0.1 of the box | PCK@0.2 of the box' in text
+    assert '| + continuity | 100/0 | absent | 3 | 50.0 | 71.0 | 50.0 |' in text
+    assert '| + continuity | people alone | +0.0 ± 0.0 | **+1.0 ± 0.1** |' in text
+    assert '| + joint relation | people alone | +0.0 ± 0.0 | +1.0 ± 2.5 |' in text
+    assert '| people alone | no people | +0.0 ± 0.0 | +20.0 ± 5.8 |' in text
+    assert 'paired by seed): 1 of 40 differences, where chance alone would make about 2' in text
+    assert '| start, not trained | 40.0 |' in text and '| left wrist |' in text
+    assert 'Not run: + occlusion-aware, half and half' in text
     assert (
         '**Published**, not measured here' in text and '| BlazePose Full | 84.1 | 84.5 |' in text
     )
-    pose_study.draw(rows, tmp_path / 'curves.png')
+    pose_study.draw(results, tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').stat().st_size > 10_000
+
+
+def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """Rows that are done are kept, those of other settings or weights are not."""
+    monkeypatch.setattr(pose_study, 'measure', lambda model, *_: {
+        data: dict.fromkeys(keys, float(model.refiner.keypoints is not None))
+        for data, keys in pose_study.MEASURED.items()
+    })  # fmt: skip
+    monkeypatch.setattr(pose_study, 'pictures', lambda *_: np.zeros((8, 8, 3), np.uint8))
+    names = ('people alone', 'embedding on pose clips')
+    few = {name: pose_study.VARIANTS[name] for name in names}
+    monkeypatch.setattr(pose_study, 'VARIANTS', few)
+    written(tmp_path / 'w.safetensors')
+    settings = {
+        'start': str(tmp_path / 'w.safetensors'), 'size': list(SIZE), 'steps': 2, 'evaluate': 1,
+        'scene': {'size': list(SIZE), 'frames': 4}, 'workers': 0,
+        'batch': {'clips': 1, 'points': 20, 'bank': 2},
+        'realtime': {'fresh': 0, 'calibration': 0},
+    }  # fmt: skip
+
+    def go(stop=None, **changes):
+        results = pose_study.Results(tmp_path / 'pose.json', settings | changes)
+        told = []
+        for _ in pose_study.study(results, {'people': []}, [3], tmp_path / 'none'):
+            results.save()
+            told.append([name for name in results.trained()][-1])
+            if len(told) == stop:
+                break
+        return told, results
+
+    told, _ = go(stop=1)
+    assert told == ['people alone']
+    told, results = go()
+    assert told == ['embedding on pose clips']
+    row = results.rows['embedding on pose clips']['3']
+    assert list(row['scores']) == ['1', '2'] and len(row['curve']) == 2
+    assert results.mean('embedding on pose clips', 'people', 'oks') == 1
+    assert results.mean('people alone', 'people', 'oks') == 0
+    assert go()[0] == []
+    assert go(lr=1e-3, stop=1)[0] == ['people alone']  # other settings
+    go(stop=2)
+    written(tmp_path / 'w.safetensors')
+    assert go(stop=1)[0] == ['people alone']  # other weights
 
 
 def test_runs_share_their_batches():
@@ -148,10 +257,10 @@ def test_runs_share_their_batches():
             self.made_count += 1
             return self.made
 
-    source = Counting(clips([-1], [-1]))
-    source.name = 'counted in a test'
-    kept = pose_study.Kept(source)
-    one, two = kept.batch(3), pose_study.Kept(source).batch(3)
+    source, made = Counting(clips([-1], [-1])), {}
+    one, two = (pose_study.Kept(source, made).batch(3) for _ in range(2))
     assert source.made_count == 1 and one.tracks is two.tracks
     one.source = 'another'  # as a mixture writes it
     assert two.source == '' and np.array_equal(one.keypoint, two.keypoint)
+    pose_study.Kept(source, {}).batch(3)  # another seed
+    assert source.made_count == 2

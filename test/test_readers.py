@@ -352,6 +352,22 @@ def test_posetrack(tmp_path, rng):
         list(readers.posetrack(tmp_path / 'images'))
 
 
+def test_poses_are_measured_from_the_command_line(tmp_path, rng, capsys):
+    from train import evaluate
+
+    write_posetrack(tmp_path, rng)
+    saved = tmp_path / 'scores.json'
+    words = ['--dataset', 'posetrack', '--data', str(tmp_path), '--output', str(saved)]
+    assert evaluate.main(words) == 0
+    told = capsys.readouterr().out
+    assert told.split()[:5] == ['PCK@0.05', 'PCK@0.1', 'PCK@0.2', 'PCKh', 'OKS']
+    # Standing still, the nose is 10 and 20 px off, a third of the box and more; the wrist stands.
+    mean = json.loads(saved.read_text())['results']['standing-still']['mean']
+    for name in ('pck_0.05', 'pck_0.2', 'pckh', 'oks'):
+        assert mean[name] == pytest.approx(100 / 3)
+        assert (mean[f'{name}/nose'], mean[f'{name}/left_wrist']) == (pytest.approx(0, abs=1e-6), 100)
+
+
 def test_posetrack_for_training(tmp_path, rng):
     content = write_posetrack(tmp_path, rng)
     # Frame 2 is not labelled now; the picture, 48 x 64, is read at half its size.
@@ -399,12 +415,36 @@ def test_posetrack_as_a_source_of_training(tmp_path, rng):
     assert clips.instance[0, [0, 9, 1]].tolist() == [0, 0, -1]
     assert clips.known[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
     assert not clips.known[0, :, 1:9].any() and not clips.visible[0, :, 1:9].any()
+    # Hidden in frame 3, the wrist has no place there, but that it is hidden is told.
+    notes[1]['keypoints'][9 * 3 + 2] = 0
+    path.write_text(json.dumps({**content, 'annotations': notes}))
+    hidden = source.batch(5)
+    assert hidden.known[0, :, 9].tolist() == hidden.visible[0, :, 9].tolist() == [1, 0, 0]
+    assert hidden.told[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
+    assert not hidden.told[0, :, 1:9].any()
+    notes[1]['keypoints'][9 * 3 + 2] = 1
+    path.write_text(json.dumps({**content, 'annotations': notes}))
     assert clips.tracks[0, :, 0].tolist() == [[4.75, 2.25], [9.75, 2.25], [14.75, 2.25]]
     again = source.batch(5)
     assert torch.equal(again.video, clips.video) and torch.equal(again.tracks, clips.tracks)
     late = PoseTrackSource(str(tmp_path), (24, 32), 4, BatchConfig(), seed=1)
     with pytest.raises(DataError, match='nobody who is labelled 4 frames before their end'):
         late.batch(0)
+    # Start frames from a file: the wrist only from frame 3 on, the nose from frame 1.
+    starts = tmp_path / 'starts.json'
+    begin = [None] * 17
+    begin[9] = 3
+    starts.write_text(json.dumps({'a': {'7': begin}}))
+    source = PoseTrackSource(str(tmp_path), (24, 32), 3, BatchConfig(), 1, str(starts))
+    clips = source.batch(0)
+    assert clips.query_frame[0, [0, 9]].tolist() == [0, 2]
+    begin[0] = 3  # then only one frame is left
+    starts.write_text(json.dumps({'a': {'7': begin}}))
+    source = PoseTrackSource(str(tmp_path), (24, 32), 3, BatchConfig(), 1, str(starts))
+    with pytest.raises(DataError, match='3 frames before their end'):
+        source.batch(0)
+    with pytest.raises(DataError, match=r'gone\.json: not a JSON of start frames'):
+        PoseTrackSource(str(tmp_path), (24, 32), 3, BatchConfig(), 1, 'gone.json')
 
 
 def test_posetrack_maps_joints_by_the_names_of_its_category(tmp_path, rng):

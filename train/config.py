@@ -35,6 +35,8 @@ class TrainConfig:
     kubric: str = ''  # folder of the source kubric
     labels: str = ''  # folder or URL of the source pseudo_labels
     posetrack: str = ''  # folder of the source posetrack
+    # JSON of where its people begin (readers/posetrack.py); else in any frame that shows them
+    posetrack_starts: str = ''
     # Which clips' points have numbers where the network has an embedding of keypoints: those of
     # pose clips, or all: points of other clips then have numbers by their place, of nobody.
     embedding: str = 'pose'

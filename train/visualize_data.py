@@ -1,4 +1,4 @@
-"""Look at the training data: a contact sheet and a video with the tracks drawn.
+"""Look at the training data: a contact sheet and a video with tracks and skeletons drawn.
 
     python train/visualize_data.py --config config/train_realtime.yaml --seed 1
     python train/visualize_data.py --labels runs/labels --clips 20
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import yaml
 
-from cotracker_ros.visualise import contact_sheet, draw_tracks, titled, write_video
+from cotracker_ros.visualise import contact_sheet, draw_tracks_and_poses, titled, write_video
 from train.config import read_config
 from train.data.clip import DataError
 from train.data.readers.pseudo_labels import PseudoLabels
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def rendered(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
-    """The frames of a batch, clip by clip, with its tracks."""
+    """The frames of a batch, clip by clip, with its tracks and skeletons."""
     config = read_config(yaml.safe_load(args.config.read_text()) or {})
     batch = dataclasses.replace(config.batch, clips=args.clips)
     clips = mixture(dataclasses.replace(config, batch=batch), args.seed).batch(0)
-    parts = (clips.video.numpy(), clips.tracks.numpy(), clips.visible.numpy())
-    for clip in zip(*parts, strict=True):
-        yield [draw(*clip, t) for t in range(len(clip[0]))]
+    names = ('video', 'tracks', 'visible', 'keypoint', 'instance')
+    for *clip, keypoint, instance in zip(*(getattr(clips, n).numpy() for n in names), strict=True):
+        yield [draw(*clip, (keypoint, instance), t) for t in range(len(clip[0]))]
 
 
 def labelled(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
@@ -82,7 +82,8 @@ def labelled(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
         title = f'{clip.teacher}: {Path(clip.about["video"]).name}, {clip.about["first"]}'
         # What is not believed is not there.
         tracks = np.where((clip.weight > 0)[..., None], clip.tracks, np.nan)
-        frames = [draw(clip.video, tracks, clip.visible, t) for t in range(len(clip.video))]
+        plain = np.full((2, tracks.shape[1]), -1)
+        frames = [draw(clip.video, tracks, clip.visible, plain, t) for t in range(len(tracks))]
         shape = shape or frames[0].shape
         yield [titled(fit(frame, shape), title) for frame in frames]
 
@@ -104,10 +105,18 @@ def spread(clip: list[np.ndarray]) -> list[np.ndarray]:
     return [clip[t] for t in np.linspace(0, len(clip) - 1, COLUMNS).astype(int)]
 
 
-def draw(video: np.ndarray, tracks: np.ndarray, visible: np.ndarray, t: int) -> np.ndarray:
-    """Frame t of a clip (T, H, W, 3) with the tracks (T, N, 2), visible (T, N), up to it."""
-    past = slice(0, t + 1)
-    return draw_tracks(video[t], tracks[past], visible[past], np.arange(tracks.shape[1]))
+def draw(
+    video: np.ndarray,
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    body: tuple[np.ndarray, np.ndarray] | np.ndarray,
+    t: int,
+) -> np.ndarray:
+    """Frame t of a clip (T, H, W, 3) with the tracks (T, N, 2), visible (T, N), up to it; body:
+    keypoint and instance (N,).
+    """
+    past, ids = slice(0, t + 1), np.arange(tracks.shape[1])
+    return draw_tracks_and_poses(video[t], tracks[past], visible[past], ids, body)
 
 
 if __name__ == '__main__':

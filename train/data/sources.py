@@ -19,7 +19,14 @@ from train.data.batch import BatchConfig, Clips
 from train.data.clip import Clip, DataError
 from train.data.mixture import Mixture, Source
 from train.data.readers.kubric import kubric_sequences, read_kubric
-from train.data.readers.posetrack import COUNT, clip_of, posetrack_files, read_sequence
+from train.data.readers.posetrack import (
+    COUNT,
+    clip_of,
+    posetrack_files,
+    read_sequence,
+    read_starts,
+)
+from train.data.readers.posetrack import Sequence as PoseSequence
 from train.data.readers.pseudo_labels import PseudoLabels
 from train.data.synthetic.photo_scenes import PhotoScenes, video_cutouts
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
@@ -208,10 +215,20 @@ class PoseTrackSource:
     name = 'posetrack'
 
     def __init__(
-        self, root: str, size: tuple[int, int], frames: int, batch: BatchConfig, seed: int
+        self,
+        root: str,
+        size: tuple[int, int],
+        frames: int,
+        batch: BatchConfig,
+        seed: int,
+        starts: str = '',
     ):
+        """starts: a JSON of start frames; without one a clip begins in any frame that shows its
+        person. Raises DataError for a folder or a file that is none.
+        """
         self.root, self.files = Path(root), posetrack_files(root)
         self.size, self.frames, self.config, self.seed = size, frames, batch, seed
+        self.starts = read_starts(starts) if starts else None
 
     def batch(self, index: int) -> Clips:
         """Batch `index` of the run. Raises DataError where hardly a sequence will do."""
@@ -223,35 +240,42 @@ class PoseTrackSource:
         for _ in range(TRIES):
             path = self.files[int(rng.integers(len(self.files)))]
             sequence = read_sequence(path)
-            last = len(sequence.images) - self.frames  # the latest that leaves frames enough
-            begins = [
-                (person, t)
-                for person, marks in sequence.people.items()
-                for t, mark in marks.items()
-                if t <= last and mark.visible.any()
-            ]
+            begins = self.begins(path.stem, sequence)
             if begins:
-                person, t = begins[int(rng.integers(len(begins)))]
-                asked = {person: np.full(COUNT, t)}
+                asked = dict([begins[int(rng.integers(len(begins)))]])
                 part = clip_of(self.root, path.stem, sequence, asked, self.size, self.frames)
-                if part is not None and part.pose is not None:
+                if part is not None and part.pose is not None and len(part.video) == self.frames:
                     return whole_person(part, part.pose.keypoint)
         raise DataError(
             f'{self.root}: {TRIES} sequences in a row have nobody who is labelled '
             f'{self.frames} frames before their end'
         )
 
+    def begins(self, name: str, sequence: PoseSequence) -> list[tuple[int, np.ndarray]]:
+        """Return whom a clip of a sequence may show, with the start frames (17,) of each."""
+        if self.starts is not None:
+            told = self.starts.get(name, {})
+            return [(person, told[person]) for person in sequence.people if person in told]
+        last = len(sequence.images) - self.frames  # the latest that leaves frames enough
+        return [
+            (person, np.full(COUNT, t))
+            for person, marks in sequence.people.items()
+            for t, mark in marks.items()
+            if t <= last and mark.visible.any()
+        ]
+
 
 def whole_person(clip: Clip, keypoint: np.ndarray) -> Clips:
     """A batch of one clip with 17 points, of which those of keypoints (N,) are known."""
     frames = len(clip.video)
     tracks, query = np.zeros((frames, COUNT, 2), np.float32), np.zeros(COUNT, np.int64)
-    visible, known = np.zeros((frames, COUNT), bool), np.zeros((frames, COUNT), bool)
+    visible, known, told = (np.zeros((frames, COUNT), bool) for _ in range(3))
     number, instance = np.full(COUNT, -1), np.full(COUNT, -1)
     tracks[:, keypoint], visible[:, keypoint] = clip.tracks, clip.visible
     known[:, keypoint] = clip.visible if clip.known is None else clip.known
+    told[:, keypoint] = known[:, keypoint] if clip.told is None else clip.told
     query[keypoint], number[keypoint], instance[keypoint] = clip.queries[:, 0], keypoint, 0
-    parts = (clip.video, tracks, visible, query, number, instance, known)
+    parts = (clip.video, tracks, visible, query, number, instance, known, told)
     return Clips(*(torch.from_numpy(part)[None] for part in parts))
 
 
@@ -267,7 +291,9 @@ def people(config: TrainConfig, seed: int, device: str) -> Source:
 def posetrack(config: TrainConfig, seed: int, device: str) -> Source:
     """Build the source that reads PoseTrack; DataError where the folder holds none."""
     scene = config.scene
-    return PoseTrackSource(config.posetrack, scene.size, scene.frames, config.batch, seed)
+    return PoseTrackSource(
+        config.posetrack, scene.size, scene.frames, config.batch, seed, config.posetrack_starts
+    )
 
 
 def procedural(config: TrainConfig, seed: int, device: str) -> Source:
@@ -326,14 +352,15 @@ def mixture(
     unknown = config.sources.keys() - SOURCES.keys()
     if unknown:
         raise ValueError(f'no source {", ".join(sorted(unknown))}; there are {", ".join(SOURCES)}')
-    folders = {
-        'kubric': config.kubric,
-        'posetrack': config.posetrack,
-        'pseudo_labels': config.labels,
-    }
-    for name, folder in folders.items():
-        if folder and name not in config.sources:
-            raise ValueError(f'{folder} is named, but sources gives {name} no share')
+    files = (
+        ('kubric', config.kubric),
+        ('posetrack', config.posetrack),
+        ('posetrack', config.posetrack_starts),
+        ('pseudo_labels', config.labels),
+    )
+    for name, file in files:
+        if file and name not in config.sources:
+            raise ValueError(f'{file} is named, but sources gives {name} no share')
     sources = [SOURCES[name](config, seed, device) for name in config.sources]
     if size is not None and (scale > 1 or size != config.scene.size or 'photo' in config.sources):
         sources = [Fitted(source, size, scale) for source in sources]

@@ -288,9 +288,10 @@ def realtime_losses(
         rows, record, matching = refresh(model, rows, clips, record, frames.to(clips.video.device))
     refined = refine_all(model, rows, record, iterations, clips.keypoint)
     estimates = refined.estimates
-    counted, start = (record.age > 0) & clips.known, record.motion.xy
-    body = clips.keypoint, clips.instance
-    losses = tracking_loss(estimates, clips.tracks, clips.visible, counted, start, loss, *body)
+    after, start = record.age > 0, record.motion.xy
+    counted, told = after & clips.known, after & clips.told
+    truth = clips.tracks, clips.visible, counted, start
+    losses = tracking_loss(estimates, *truth, loss, clips.keypoint, clips.instance, told)
     losses['matching'] = matching
     losses['total'] = losses['total'] + recipe.matching * matching
     return losses

@@ -50,7 +50,8 @@ def window_losses(
     for piece in new_frames(video, model.config.window, model.config.sliding):
         start, (estimates, state) = state.start, model.advance(state, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
-        counted = (clips.query_frame[:, None] < frames[:, None]) & clips.known[:, frames]
+        after = clips.query_frame[:, None] < frames[:, None]
+        counted, told = after & clips.known[:, frames], after & clips.told[:, frames]
         truth = clips.tracks[:, frames]
         predicted = [
             WindowPrediction(
@@ -61,5 +62,5 @@ def window_losses(
             for e in estimates
         ]
         seen, body = clips.visible[:, frames], (clips.keypoint, clips.instance)
-        windows.append(tracking_loss(predicted, truth, seen, counted, truth, loss, *body))
+        windows.append(tracking_loss(predicted, truth, seen, counted, truth, loss, *body, told))
     return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}
