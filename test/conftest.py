@@ -273,11 +273,7 @@ def start_tracker(tmp_path):
 
 @pytest.fixture(scope='session')
 def small_checkpoint(tmp_path_factory):
-    """A small real-time model that knows keypoints, with fresh weights.
-
-    Its embedding is ten times as large as it begins: a keypoint moves tracks by half a pixel and
-    more, far beyond what runtimes differ by.
-    """
+    """A small real-time model that knows keypoints, with fresh weights."""
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file
 
@@ -285,9 +281,9 @@ def small_checkpoint(tmp_path_factory):
     from cotracker_ros.model.checkpoint import checkpoint_metadata
 
     torch.manual_seed(0)
+    plain = build_model('realtime', (64, 96)).state_dict()  # as the export draws them
     model = build_model('realtime', (64, 96), keypoints=17)
-    with torch.no_grad():
-        model.keypoints.table *= 10
+    model.load_state_dict(plain, strict=False)
     path = tmp_path_factory.mktemp('checkpoint') / 'small.safetensors'
     save_file(model.state_dict(), path, checkpoint_metadata(model))
     return path

@@ -203,10 +203,10 @@ def test_an_exported_model_takes_keypoints_on_a_stream(exported, small_checkpoin
         given = None if numbers is None else torch.from_numpy(numbers)
         with torch.no_grad():
             want = model.track(clip, queries, iterations=1, keypoints=given).xy.numpy()
-        np.testing.assert_allclose(np.stack(found), want, atol=0.01)
+        np.testing.assert_allclose(np.stack(found), want, rtol=0, atol=1e-3)
         return want
 
     untold, wrist, ankle = run(None), run(np.array([9, -1])), run(np.array([15, -1]))
     for one, other in ((wrist, untold), (ankle, untold), (wrist, ankle)):
-        assert np.abs(one - other)[1:, 0].max() > 0.2
+        assert np.abs(one - other)[1:, 0].max() > 0.03
     run(np.array([-1, -1]))
