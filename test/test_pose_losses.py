@@ -149,15 +149,15 @@ def test_weights_of_zero_leave_the_losses_as_they_were(body):
     assert min(held[name] for name in ('continuity', 'joint_relation', 'occlusion_aware')) > 0
 
 
-def test_visibility_counts_where_it_is_told_though_the_place_is_not_known(body):
+def test_visibility_counts_where_it_is_known_though_the_place_is_not(body):
     class Estimate:
         confidence = None
 
         def __init__(self, xy, visibility):
             self.xy, self.visibility = xy, visibility
 
-    keypoint, instance, tracks, told = body
-    visible = told.clone()
+    keypoint, instance, tracks, visibility_known = body
+    visible = visibility_known.clone()
     visible[0, 3, 9] = False  # a wrist is hidden in one frame; where, nobody knows
     counted, somewhere = visible, tracks.clone()
     somewhere[0, 3, 9] += 40
@@ -168,11 +168,11 @@ def test_visibility_counts_where_it_is_told_though_the_place_is_not_known(body):
         args = tracks, visible, counted, tracks, weights, keypoint, instance
         return tracking_loss(estimates, *args, *more)
 
-    logits = torch.full(told.shape, 9.0)  # all of it called visible
-    right, wrong = losses(tracks, logits), losses(tracks, logits, told)
+    logits = torch.full(visibility_known.shape, 9.0)  # all of it called visible
+    right, wrong = losses(tracks, logits), losses(tracks, logits, visibility_known)
     assert wrong['visibility'] > right['visibility'] + 0.01
     assert wrong['occlusion_aware'] > right['occlusion_aware'] + 0.01
     assert wrong['visibility right'] < right['visibility right'] == 1
-    moved = losses(somewhere, logits, told)
+    moved = losses(somewhere, logits, visibility_known)
     for name in ('track', 'continuity', 'joint_relation'):
         assert moved[name] == wrong[name] and wrong[name] < 1e-4

@@ -71,12 +71,12 @@ def test_a_mixture_with_people_resumes_exactly(tmp_path):
 
     def go(folder, steps):
         run = run_from(begin, tmp_path / folder, **values)
-        told = []
+        done = []
         for clips in islice(run.batches(run.source, run.step), steps):
-            told.append((clips.source, clips.keypoint.shape[1], run.update(clips)))
+            done.append((clips.source, clips.keypoint.shape[1], run.update(clips)))
             run.step += 1
         run.save()
-        return told, run.model.state_dict()
+        return done, run.model.state_dict()
 
     straight, want = go('straight', 4)
     halves = [go('halves', 2) for _ in range(2)]
@@ -226,18 +226,18 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
     def go(stop=None, **changes):
         results = pose_study.Results(tmp_path / 'pose.json', settings | changes)
-        told = []
+        done = []
         for _ in pose_study.study(results, {'people': []}, [3], tmp_path / 'none'):
             results.save()
-            told.append([name for name in results.trained()][-1])
-            if len(told) == stop:
+            done.append([name for name in results.trained()][-1])
+            if len(done) == stop:
                 break
-        return told, results
+        return done, results
 
-    told, _ = go(stop=1)
-    assert told == ['people alone']
-    told, results = go()
-    assert told == ['embedding on pose clips']
+    done, _ = go(stop=1)
+    assert done == ['people alone']
+    done, results = go()
+    assert done == ['embedding on pose clips']
     row = results.rows['embedding on pose clips']['3']
     assert list(row['scores']) == ['1', '2'] and len(row['curve']) == 2
     assert results.mean('embedding on pose clips', 'people', 'oks') == 1

@@ -359,8 +359,8 @@ def test_poses_are_measured_from_the_command_line(tmp_path, rng, capsys):
     saved = tmp_path / 'scores.json'
     words = ['--dataset', 'posetrack', '--data', str(tmp_path), '--output', str(saved)]
     assert evaluate.main(words) == 0
-    told = capsys.readouterr().out
-    assert told.split()[:5] == ['PCK@0.05', 'PCK@0.1', 'PCK@0.2', 'PCKh', 'OKS']
+    printed = capsys.readouterr().out
+    assert printed.split()[:5] == ['PCK@0.05', 'PCK@0.1', 'PCK@0.2', 'PCKh', 'OKS']
     # Standing still, the nose is 10 and 20 px off, a third of the box and more; the wrist stands.
     mean = json.loads(saved.read_text())['results']['standing-still']['mean']
     for name in ('pck_0.05', 'pck_0.2', 'pckh', 'oks'):
@@ -416,13 +416,13 @@ def test_posetrack_as_a_source_of_training(tmp_path, rng):
     assert clips.instance[0, [0, 9, 1]].tolist() == [0, 0, -1]
     assert clips.known[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
     assert not clips.known[0, :, 1:9].any() and not clips.visible[0, :, 1:9].any()
-    # Hidden in frame 3, the wrist has no place there, but that it is hidden is told.
+    # Hidden in frame 3, the wrist has no place there, but that it is hidden is known.
     notes[1]['keypoints'][9 * 3 + 2] = 0
     path.write_text(json.dumps({**content, 'annotations': notes}))
     hidden = source.batch(5)
     assert hidden.known[0, :, 9].tolist() == hidden.visible[0, :, 9].tolist() == [1, 0, 0]
-    assert hidden.told[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
-    assert not hidden.told[0, :, 1:9].any()
+    assert hidden.visibility_known[0, :, [0, 9]].T.tolist() == [[1, 0, 1]] * 2
+    assert not hidden.visibility_known[0, :, 1:9].any()
     notes[1]['keypoints'][9 * 3 + 2] = 1
     path.write_text(json.dumps({**content, 'annotations': notes}))
     assert clips.tracks[0, :, 0].tolist() == [[4.75, 2.25], [9.75, 2.25], [14.75, 2.25]]

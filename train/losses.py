@@ -54,7 +54,7 @@ def tracking_loss(
     config: LossConfig,
     keypoint: Tensor | None = None,
     instance: Tensor | None = None,
-    told: Tensor | None = None,
+    visibility_known: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Position, visibility and confidence losses, averaged over the counted points of each clip,
     then over clips; those that hold bodies together, where their weights are not 0; and two
@@ -63,9 +63,9 @@ def tracking_loss(
     estimates: per iteration, xy (G, F, N, 2) px and logits (G, F, N), those of confidence None for
     networks without; tracks (G, F, N, 2) px; visible, counted (G, F, N) bool; start (G, F, N, 2)
     px, where the search began; keypoint, instance (G, N), as in `Clips`, for losses of bodies;
-    told (G, F, N) bool, where visibility counts, by default where points do.
+    visibility_known (G, F, N) bool, where visibility counts, by default where points do.
     """
-    told = counted if told is None else told
+    visibility_known = counted if visibility_known is None else visibility_known
     weight = torch.where(visible, 1.0, config.occluded) * counted
     weight = weight * ((start - tracks).norm(dim=-1) < config.search_radius)
     zero = tracks.new_zeros(())
@@ -74,7 +74,7 @@ def tracking_loss(
         scale = config.gamma ** (len(estimates) - 1 - k)
         miss = F.huber_loss(estimate.xy, tracks, reduction='none', delta=config.huber).sum(-1)
         losses['track'] = losses['track'] + scale * clip_mean(miss, weight)
-        unseen = balanced_bce(estimate.visibility, visible, told)
+        unseen = balanced_bce(estimate.visibility, visible, visibility_known)
         losses['visibility'] = losses['visibility'] + scale * unseen
         if estimate.confidence is not None:
             near = (estimate.xy.detach() - tracks).norm(dim=-1) < config.confident
@@ -87,7 +87,7 @@ def tracking_loss(
     )
     if keypoint is not None and instance is not None:
         held = consistency_losses(
-            estimates, tracks, visible, counted, config, keypoint, instance, told
+            estimates, tracks, visible, counted, config, keypoint, instance, visibility_known
         )
         for name, value in held.items():
             losses[name] = value
@@ -96,7 +96,7 @@ def tracking_loss(
         near = (estimates[-1].xy - tracks).norm(dim=-1) < 3
         right = (estimates[-1].visibility > 0) == visible
         losses['within 3 px'] = clip_mean(near, counted & visible)
-        losses['visibility right'] = clip_mean(right, told)
+        losses['visibility right'] = clip_mean(right, visibility_known)
     return losses
 
 
@@ -108,7 +108,7 @@ def consistency_losses(
     config: LossConfig,
     keypoint: Tensor,
     instance: Tensor,
-    told: Tensor,
+    visibility_known: Tensor,
 ) -> dict[str, Tensor]:
     """The losses of bodies that the config gives a weight, summed over iterations; shapes as in
     `tracking_loss`.
@@ -119,7 +119,9 @@ def consistency_losses(
     terms = {
         'continuity': lambda e: continuity(e.xy, tracks, named),
         'joint_relation': lambda e: joint_relation(e.xy, tracks, counted, *body),
-        'occlusion_aware': lambda e: occlusion_aware(e.visibility, visible, told, *body),
+        'occlusion_aware': lambda e: occlusion_aware(
+            e.visibility, visible, visibility_known, *body
+        ),
     }
     losses = {}
     for name, term in terms.items():

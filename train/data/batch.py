@@ -35,8 +35,8 @@ class Clips:
     query_frame (B, N) int64, a frame in which the point is visible. keypoint and instance (B, N)
     int64: the number of a body's keypoint (cotracker_ros.skeleton) and of its person in the clip;
     -1, as where they are left out: a plain point. known (B, T, N) bool, where the true place is;
-    everywhere if left out. told (B, T, N) bool, where it is known whether the point is visible;
-    where its place is known if left out.
+    everywhere if left out. visibility_known (B, T, N) bool, where it is known whether the point is
+    visible; where its place is known if left out.
     """
 
     video: Tensor
@@ -46,7 +46,7 @@ class Clips:
     keypoint: Tensor = None  # type: ignore[assignment]
     instance: Tensor = None  # type: ignore[assignment]
     known: Tensor = None  # type: ignore[assignment]
-    told: Tensor = None  # type: ignore[assignment]
+    visibility_known: Tensor = None  # type: ignore[assignment]
     source: str = ''  # name of the source
 
     def __post_init__(self) -> None:
@@ -57,8 +57,8 @@ class Clips:
             self.instance = torch.full_like(self.query_frame, -1)
         if self.known is None:
             self.known = torch.ones_like(self.visible)
-        if self.told is None:
-            self.told = self.known
+        if self.visibility_known is None:
+            self.visibility_known = self.known
 
     def to(self, device: torch.device | str) -> Clips:
         """Move every tensor."""
@@ -85,7 +85,7 @@ class Clips:
             keypoint=torch.cat([self.keypoint, plain], 1),
             instance=torch.cat([self.instance, plain], 1),
             known=torch.cat([self.known, nothing], 2),
-            told=torch.cat([self.told, nothing], 2),
+            visibility_known=torch.cat([self.visibility_known, nothing], 2),
         )
 
     @classmethod

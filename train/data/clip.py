@@ -35,7 +35,8 @@ class Clip:
     known: np.ndarray | None = None  # (T, N) bool, where tracks is true; None: everywhere
     area: np.ndarray | None = None  # (T,) px of the object's mask, NaN without annotation (BADJA)
     pose: Pose | None = None  # of people's keypoints (PoseTrack, people)
-    told: np.ndarray | None = None  # (T, N) bool, where visible is true; None: where known
+    # (T, N) bool, where it is known whether the point is visible; None: as `known`
+    visibility_known: np.ndarray | None = None
     # (T, H, W) int8, 1 on the object, -1 beside it, 0 within 2 px of its edge (DAVIS: no tracks)
     side: np.ndarray | None = None
 

@@ -242,8 +242,8 @@ class PoseTrackSource:
             sequence = read_sequence(path)
             begins = self.begins(path.stem, sequence)
             if begins:
-                asked = dict([begins[int(rng.integers(len(begins)))]])
-                part = clip_of(self.root, path.stem, sequence, asked, self.size, self.frames)
+                starts = dict([begins[int(rng.integers(len(begins)))]])
+                part = clip_of(self.root, path.stem, sequence, starts, self.size, self.frames)
                 if part is not None and part.pose is not None and len(part.video) == self.frames:
                     return whole_person(part, part.pose.keypoint)
         raise DataError(
@@ -254,8 +254,8 @@ class PoseTrackSource:
     def begins(self, name: str, sequence: PoseSequence) -> list[tuple[int, np.ndarray]]:
         """Return whom a clip of a sequence may show, with the start frames (17,) of each."""
         if self.starts is not None:
-            told = self.starts.get(name, {})
-            return [(person, told[person]) for person in sequence.people if person in told]
+            starts = self.starts.get(name, {})
+            return [(person, starts[person]) for person in sequence.people if person in starts]
         last = len(sequence.images) - self.frames  # the latest that leaves frames enough
         return [
             (person, np.full(COUNT, t))
@@ -269,13 +269,15 @@ def whole_person(clip: Clip, keypoint: np.ndarray) -> Clips:
     """A batch of one clip with 17 points, of which those of keypoints (N,) are known."""
     frames = len(clip.video)
     tracks, query = np.zeros((frames, COUNT, 2), np.float32), np.zeros(COUNT, np.int64)
-    visible, known, told = (np.zeros((frames, COUNT), bool) for _ in range(3))
+    visible, known, visibility_known = (np.zeros((frames, COUNT), bool) for _ in range(3))
     number, instance = np.full(COUNT, -1), np.full(COUNT, -1)
     tracks[:, keypoint], visible[:, keypoint] = clip.tracks, clip.visible
     known[:, keypoint] = clip.visible if clip.known is None else clip.known
-    told[:, keypoint] = known[:, keypoint] if clip.told is None else clip.told
+    visibility_known[:, keypoint] = (
+        known[:, keypoint] if clip.visibility_known is None else clip.visibility_known
+    )
     query[keypoint], number[keypoint], instance[keypoint] = clip.queries[:, 0], keypoint, 0
-    parts = (clip.video, tracks, visible, query, number, instance, known, told)
+    parts = (clip.video, tracks, visible, query, number, instance, known, visibility_known)
     return Clips(*(torch.from_numpy(part)[None] for part in parts))
 
 

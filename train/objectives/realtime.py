@@ -289,9 +289,11 @@ def realtime_losses(
     refined = refine_all(model, rows, record, iterations, clips.keypoint)
     estimates = refined.estimates
     after, start = record.age > 0, record.motion.xy
-    counted, told = after & clips.known, after & clips.told
+    counted, visibility_known = after & clips.known, after & clips.visibility_known
     truth = clips.tracks, clips.visible, counted, start
-    losses = tracking_loss(estimates, *truth, loss, clips.keypoint, clips.instance, told)
+    losses = tracking_loss(
+        estimates, *truth, loss, clips.keypoint, clips.instance, visibility_known
+    )
     losses['matching'] = matching
     losses['total'] = losses['total'] + recipe.matching * matching
     return losses

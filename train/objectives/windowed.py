@@ -51,7 +51,10 @@ def window_losses(
         start, (estimates, state) = state.start, model.advance(state, piece, iterations)
         frames = torch.arange(start, start + estimates[-1].xy.shape[2], device=video.device)
         after = clips.query_frame[:, None] < frames[:, None]
-        counted, told = after & clips.known[:, frames], after & clips.told[:, frames]
+        counted, visibility_known = (
+            after & clips.known[:, frames],
+            after & clips.visibility_known[:, frames],
+        )
         truth = clips.tracks[:, frames]
         predicted = [
             WindowPrediction(
@@ -62,5 +65,7 @@ def window_losses(
             for e in estimates
         ]
         seen, body = clips.visible[:, frames], (clips.keypoint, clips.instance)
-        windows.append(tracking_loss(predicted, truth, seen, counted, truth, loss, *body, told))
+        windows.append(
+            tracking_loss(predicted, truth, seen, counted, truth, loss, *body, visibility_known)
+        )
     return {name: torch.stack([w[name] for w in windows]).mean() for name in windows[0]}

@@ -37,15 +37,15 @@ ORDER_2017 = (
 
 
 class Mark(NamedTuple):
-    """One person in one frame: xy (17, 2) px, known, visible and told (17,), where the place,
-    whether it is seen and whether that is marked; COCO's order; head px, 0 if it is unknown;
-    box width and height px.
+    """One person in one frame, in COCO's order: xy (17, 2) px; (17,) where the place is known,
+    where it is visible, and where that is known; head px, 0 if it is unknown; box width and height
+    px.
     """
 
     xy: np.ndarray
     known: np.ndarray
     visible: np.ndarray
-    told: np.ndarray
+    visibility_known: np.ndarray
     head: float
     box: tuple[float, float]
 
@@ -142,13 +142,15 @@ def _sequence_2018(path: Path, content: Mapping) -> Sequence:
             raise DataError(f'{called} has {flat.size / 3:g} joints, not {len(places)}')
         row = flat.reshape(-1, 3)
         xy, seen = np.zeros((COUNT, 2), np.float32), np.zeros(COUNT, bool)
-        told = np.isin(np.arange(COUNT), [coco for coco in places if coco is not None])
+        visibility_known = np.isin(np.arange(COUNT), [coco for coco in places if coco is not None])
         for k, coco in enumerate(places):
             if coco is not None:
                 xy[coco], seen[coco] = row[k, :2], row[k, 2] > 0
         head = _size(note.get('bbox_head'), f'{called}: bbox_head')
         box = _size(note.get('bbox'), f'{called}: bbox') or _extent(xy[seen])
-        mark = Mark(xy, seen, seen, told, 0.6 * float(np.hypot(*head)) if head else 0.0, box)
+        mark = Mark(
+            xy, seen, seen, visibility_known, 0.6 * float(np.hypot(*head)) if head else 0.0, box
+        )
         people.setdefault(int(person), {})[number[note['image_id']]] = mark
     return Sequence([image['file_name'] for image in images], people)
 
@@ -218,13 +220,13 @@ def clip_of(
     """
     shape = len(sequence.images), len(starts) * COUNT
     xy = np.zeros((*shape, 2), np.float32)
-    known, visible, told = (np.zeros(shape, bool) for _ in range(3))
+    known, visible, visibility_known = (np.zeros(shape, bool) for _ in range(3))
     head, box, area = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     allowed = np.arange(shape[0])[:, None] >= np.concatenate([*starts.values(), []])
     for p, person in enumerate(starts):
         at = slice(p * COUNT, (p + 1) * COUNT)
         for t, mark in sequence.people[person].items():
-            xy[t, at], told[t, at] = mark.xy, mark.told
+            xy[t, at], visibility_known[t, at] = mark.xy, mark.visibility_known
             known[t, at], visible[t, at] = mark.known, mark.visible
             head[t, at], box[t, at] = mark.head, max(mark.box)
             area[t, at] = mark.box[0] * mark.box[1]
@@ -232,10 +234,14 @@ def clip_of(
         return None
     first = int((visible & allowed).any(1).argmax())
     clip = slice(first, None if max_frames is None else first + max_frames)
-    xy, known, visible, told, allowed = (x[clip] for x in (xy, known, visible, told, allowed))
+    xy, known, visible, visibility_known, allowed = (
+        x[clip] for x in (xy, known, visible, visibility_known, allowed)
+    )
     index = np.flatnonzero((visible & allowed).any(0))
     t = (visible & allowed).argmax(0)[index]
-    xy, known, visible, told = (x[:, index] for x in (xy, known, visible, told))
+    xy, known, visible, visibility_known = (
+        x[:, index] for x in (xy, known, visible, visibility_known)
+    )
     files = [root / image for image in sequence.images[clip]]
     given = read_image(files[0]).shape[:2]
     size = size or given
@@ -254,4 +260,6 @@ def clip_of(
         index // COUNT,
     )
     queries = np.concatenate([t[:, None], xy[t, np.arange(len(t))]], 1).astype(np.float32)
-    return Clip(name, video, queries, xy, visible, known, pose=pose, told=told)
+    return Clip(
+        name, video, queries, xy, visible, known, pose=pose, visibility_known=visibility_known
+    )
