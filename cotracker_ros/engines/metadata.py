@@ -124,10 +124,10 @@ def parse_metadata(text: str, path: str | Path) -> Metadata:
 
 def _before_format_3(values: dict) -> dict:
     """Add what files of formats 1 and 2 did not say, as it was when they were made."""
-    said = {f.name: f.default for f in fields(Metadata) if f.default is not MISSING}
+    defaults = {f.name: f.default for f in fields(Metadata) if f.default is not MISSING}
     if values.get('model') == 'realtime':
-        said['visible'] = str(VisibleRule(0.5))
-    return said | values
+        defaults['visible'] = str(VisibleRule(0.5))
+    return defaults | values
 
 
 class _Truncated(ValueError):

@@ -79,7 +79,23 @@ class ProceduralSource:
         return pace * (1 + dropped).cumsum(1)
 
 
-class RecordedSource:
+class RandomClips:
+    """A source that draws each clip of a batch at random, from its seed and the batch's index."""
+
+    config: BatchConfig
+    seed: int
+
+    def batch(self, index: int) -> Clips:
+        """Batch `index` of the run. Raises DataError where hardly a clip will do."""
+        rng = np.random.default_rng((self.seed, index))
+        return Clips.join([self.clip(rng) for _ in range(self.config.clips)])
+
+    def clip(self, rng: np.random.Generator) -> Clips:
+        """A random clip, as a batch of one. Raises DataError."""
+        raise NotImplementedError
+
+
+class RecordedSource(RandomClips):
     """Clips of `size` (H, W) px cut out of recordings with known tracks, augmented."""
 
     def __init__(
@@ -95,11 +111,6 @@ class RecordedSource:
         """read returns the clip of a file, or None where no point is ever visible in it."""
         self.name, self.files, self.read = name, files, read
         self.size, self.frames, self.config, self.seed = size, frames, batch, seed
-
-    def batch(self, index: int) -> Clips:
-        """Batch `index` of the run. Raises DataError where hardly a recording will do."""
-        rng = np.random.default_rng((self.seed, index))
-        return Clips.join([self.clip(rng) for _ in range(self.config.clips)])
 
     def clip(self, rng: np.random.Generator) -> Clips:
         """One random clip, as a batch of one."""
@@ -207,7 +218,7 @@ class Numbered:
         return replace(clips, keypoint=torch.where(clips.keypoint < 0, place, clips.keypoint))
 
 
-class PoseTrackSource:
+class PoseTrackSource(RandomClips):
     """Clips of one person each from PoseTrack, 17 points in COCO's order, unlabelled frames masked
     (readers/posetrack.py). Keypoints that a clip never shows are plain points that no loss counts.
     """
@@ -229,11 +240,6 @@ class PoseTrackSource:
         self.root, self.files = Path(root), posetrack_files(root)
         self.size, self.frames, self.config, self.seed = size, frames, batch, seed
         self.starts = read_starts(starts) if starts else None
-
-    def batch(self, index: int) -> Clips:
-        """Batch `index` of the run. Raises DataError where hardly a sequence will do."""
-        rng = np.random.default_rng((self.seed, index))
-        return Clips.join([self.clip(rng) for _ in range(self.config.clips)])
 
     def clip(self, rng: np.random.Generator) -> Clips:
         """A random person from a random labelled frame on, as a batch of one."""
