@@ -1,4 +1,4 @@
-"""build_trt up to the vendor's calls (stand_in_tensorrt.py); check_trt.py has the real ones."""
+"""build_trt up to the vendor's calls (stand_in_tensorrt.py); check_trt.sh has the real ones."""
 
 import json
 import sys

@@ -137,10 +137,12 @@ class PatchAligner(nn.Module):
         """Templates (B, M, resolutions, cells) at xy (B, M, 2) px."""
         place, unity = self.place(xy), self.unity[:2, :2].expand(*xy.shape, 2)
         seen = [
-            self.read(picture, self.all_and_one, place, self.axes(unity, level))
+            self.read(picture, self.all_and_one, place, self.axes(unity, level))[..., 0]
             for level, picture in enumerate(pictures)
         ]
-        return torch.cat(seen, -1).transpose(-1, -2)
+        # Joined by their cells: TensorRT-RTX 1.7 crashes on a graph that joins what was sampled in
+        # several pictures along another axis.
+        return torch.cat(seen, -1).unflatten(-1, (len(seen), -1))
 
     def align(
         self,
