@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cotracker_ros import track_video
+from cotracker_ros import point_files, track_video
 from cotracker_ros.demo import video
 from cotracker_ros.demo.orientation import rotation
 from cotracker_ros.demo.video import VideoError, is_short, open_video
@@ -247,7 +247,7 @@ def test_tables_are_written_where_the_overlay_cannot_be(tmp_path, monkeypatch, c
 def test_points_files_of_spreadsheets(tmp_path, text, expected, encoding):
     path = tmp_path / 'points.csv'
     path.write_text(text, encoding=encoding)
-    assert track_video.read_points(path).tolist() == [list(map(float, row)) for row in expected]
+    assert point_files.read_points(path).tolist() == [list(map(float, row)) for row in expected]
 
 
 @pytest.mark.parametrize('text, message', [
@@ -263,8 +263,8 @@ def test_points_that_are_none_are_named(tmp_path, text, message):
     path = tmp_path / 'points.csv'
     path.write_text(text)
     with pytest.raises(ValueError) as error:
-        track_video.read_points(path)
+        point_files.read_points(path)
     assert message in str(error.value)
     path.write_bytes(b'\x81\x82\xff')
     with pytest.raises(ValueError, match='not a text file in UTF-8'):
-        track_video.read_points(path)
+        point_files.read_points(path)
