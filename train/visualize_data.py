@@ -66,8 +66,10 @@ def rendered(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
     batch = dataclasses.replace(config.batch, clips=args.clips)
     clips = mixture(dataclasses.replace(config, batch=batch), args.seed).batch(0)
     names = ('video', 'tracks', 'visible', 'keypoint', 'instance')
-    for *clip, keypoint, instance in zip(*(getattr(clips, n).numpy() for n in names), strict=True):
-        yield [draw(*clip, (keypoint, instance), t) for t in range(len(clip[0]))]
+    for video, tracks, visible, *body in zip(
+        *(getattr(clips, name).numpy() for name in names), strict=True
+    ):
+        yield [draw(video, tracks, visible, (body[0], body[1]), t) for t in range(len(video))]
 
 
 def labelled(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
@@ -82,8 +84,8 @@ def labelled(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
         title = f'{clip.teacher}: {Path(clip.about["video"]).name}, {clip.about["first"]}'
         # What is not believed is not there.
         tracks = np.where((clip.weight > 0)[..., None], clip.tracks, np.nan)
-        plain = np.full((2, tracks.shape[1]), -1)
-        frames = [draw(clip.video, tracks, clip.visible, plain, t) for t in range(len(tracks))]
+        nobody = np.full(tracks.shape[1], -1), np.full(tracks.shape[1], -1)
+        frames = [draw(clip.video, tracks, clip.visible, nobody, t) for t in range(len(tracks))]
         shape = shape or frames[0].shape
         yield [titled(fit(frame, shape), title) for frame in frames]
 
@@ -109,7 +111,7 @@ def draw(
     video: np.ndarray,
     tracks: np.ndarray,
     visible: np.ndarray,
-    body: tuple[np.ndarray, np.ndarray] | np.ndarray,
+    body: tuple[np.ndarray, np.ndarray],
     t: int,
 ) -> np.ndarray:
     """Frame t of a clip (T, H, W, 3) with the tracks (T, N, 2), visible (T, N), up to it; body:

@@ -234,14 +234,11 @@ def clip_of(
         return None
     first = int((visible & allowed).any(1).argmax())
     clip = slice(first, None if max_frames is None else first + max_frames)
-    xy, known, visible, visibility_known, allowed = (
-        x[clip] for x in (xy, known, visible, visibility_known, allowed)
-    )
+    xy, known, visible, allowed = xy[clip], known[clip], visible[clip], allowed[clip]
     index = np.flatnonzero((visible & allowed).any(0))
     t = (visible & allowed).argmax(0)[index]
-    xy, known, visible, visibility_known = (
-        x[:, index] for x in (xy, known, visible, visibility_known)
-    )
+    xy, known, visible = xy[:, index], known[:, index], visible[:, index]
+    visibility_known = visibility_known[clip, index]
     files = [root / image for image in sequence.images[clip]]
     given = read_image(files[0]).shape[:2]
     size = size or given
