@@ -167,7 +167,8 @@ def there_and_back(tracker: Tracker, folder: Path, seed: int) -> float:
         weights, hits = weights + way.sum(), hits + (way * back).sum()
     if not moved:
         raise DataError(f'{folder}: no video in which anything moves')
-    return 100 * hits / max(weights, 1e-9)  # a tracker that never moves brings nothing back
+    # A tracker that never moves brings nothing back.
+    return float(100 * hits / max(weights, 1e-9))
 
 
 def run_of_frames(file: Path, count: int) -> np.ndarray:
