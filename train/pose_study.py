@@ -269,9 +269,7 @@ class Results:
         return float(np.mean(list(self.values(name, data, key).values())))
 
     def gain(self, name: str, data: str, key: str) -> np.ndarray:
-        """What a row has more than the one it is compared with, by seed: both saw the same clips
-        in the same order.
-        """
+        """What a row has more than the one it is compared with, by seed."""
         one, other = (self.values(n, data, key) for n in (name, VARIANTS[name].against))
         return np.array([one[seed] - other[seed] for seed in one if seed in other])
 
@@ -391,8 +389,8 @@ def page(results: Results, date: str) -> str:
         '# Pose tracking: mixtures, losses, embedding', '',
         'Written by `train/pose_study.py` (`make pose`); do not edit. Each row goes on from the '
         f'shipped weights ({settings["weights"]}) for {settings["steps"]} steps of one clip of '
-        f'{settings["scene"]["frames"]} frames at {size}, with {len(seeds)} seeds, and its scores '
-        'are means over them. The first row is the shipped weights at this size, as they are. '
+        f'{settings["scene"]["frames"]} frames at {size}; its scores are means over seeds (seeds '
+        f'done: {len(seeds)}). The first row is the shipped weights at this size, as they are. '
         'People/others: percent of the training clips that show rendered people, and of '
         'procedural clips with points of any kind. Embedding: whether points are told which '
         'keypoint they are; present: those of all clips are, on pose clips only: those of clips '
@@ -402,8 +400,9 @@ def page(results: Results, date: str) -> str:
         f'## Held-out points of any kind: {CLIPS[ANY]} clips of {FRAMES} frames', '',
         *scores_table(results, ANY), '',
         '## What each change does', '',
-        'A row against the one that differs from it in one thing and saw the same clips: mean '
-        'difference over seeds ± its standard error, in points of percent.', '',
+        'A row against the one that differs from it in one thing: mean difference over seeds ± '
+        'its standard error, in points of percent. Losses and embeddings saw the same clips in the '
+        'same order as the row that they are compared with.', '',
         *gains_table(results), '',
         '**How much of this is chance.** ' + chance(results), '',
         *([f'Not run: {", ".join(absent)}.', ''] if absent else []),
