@@ -401,8 +401,8 @@ def page(results: Results, date: str) -> str:
         *scores_table(results, ANY), '',
         '## What each change does', '',
         'A row against the one that differs from it in one thing: mean difference over seeds ± '
-        'its standard error, in points of percent. Losses and embeddings saw the same clips in the '
-        'same order as the row that they are compared with.', '',
+        'its standard error, in points of percent. Rows of losses and embeddings saw the same '
+        'clips in the same order as the row that they are compared with.', '',
         *gains_table(results), '',
         '**How much of this is chance.** ' + chance(results), '',
         *([f'Not run: {", ".join(absent)}.', ''] if absent else []),
