@@ -14,6 +14,7 @@ from safetensors.torch import save_file  # noqa: E402
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
+from cotracker_ros.skeleton import KEYPOINTS  # noqa: E402
 from train import pose_study  # noqa: E402
 from train.config import read_config  # noqa: E402
 from train.data.batch import Clips  # noqa: E402
@@ -161,7 +162,8 @@ def results_of(tmp_path, rows):
     (tmp_path / 'w').write_bytes(b'weights')
     results = pose_study.Results(tmp_path / 'pose.json', {**SETTINGS, 'start': tmp_path / 'w'})
     half = {data: dict.fromkeys(keys, 50.0) for data, keys in pose_study.MEASURED.items()}
-    half[pose_study.PEOPLE]['pck_0.1/left_wrist'] = 40.0
+    half[pose_study.PEOPLE] |= {f'pck_0.1/{name}': 60.0 for name in KEYPOINTS}
+    half[pose_study.PEOPLE] |= {'pck_0.1/left_wrist': 30.0, 'pck_0.1/right_wrist': 50.0}
     results.start = half
     curve = [{'source': 'people', 'track': 9.0 - n} for n in range(8)]
     for name, finals in rows.items():
@@ -191,13 +193,19 @@ def test_the_page_compares_by_seed_and_says_what_chance_explains(tmp_path):
     assert not pose_study.sure(results.gain('+ joint relation', pose_study.PEOPLE, 'pck_0.1'))
     assert not pose_study.sure(np.array([5.0]))
     text = pose_study.page(results, 'today')
-    assert 'PCK@0.05 of the box | PCK@0.1 of the box | PCK@0.2 of the box' in text
-    assert '| + continuity | 100/0 | absent | 3 | 50.0 | 71.0 | 50.0 |' in text
+    assert '| PCK @0.05 | PCK @0.1 | PCK @0.2 | OKS | smooth | jitter | OA |' in text
+    assert 'means over 3 seeds' in text
+    assert (
+        'PCK@0.1: share of keypoints within 0.1 of the longer side of the box of the person'
+        in text
+    )
+    assert '| + continuity | 100/0 | absent | 50.0 | 71.0 | 50.0 |' in text
     assert '| + continuity | people alone | +0.0 ± 0.0 | **+1.0 ± 0.1** |' in text
     assert '| + joint relation | people alone | +0.0 ± 0.0 | +1.0 ± 2.5 |' in text
     assert '| people alone | no people | +0.0 ± 0.0 | +20.0 ± 5.8 |' in text
     assert 'paired by seed): 1 of 40 differences, where chance alone would make about 2' in text
-    assert '| start, not trained | 40.0 |' in text and '| left wrist |' in text
+    assert '| nose | eye | ear | shoulder | elbow | wrist | hip | knee | ankle |' in text
+    assert '| start, not trained | 60.0 | 60.0 | 60.0 | 60.0 | 60.0 | 40.0 | 60.0 |' in text
     assert 'Not run: + occlusion-aware, half and half' in text
     assert (
         '**Published**, not measured here' in text and '| BlazePose Full | 84.1 | 84.5 |' in text

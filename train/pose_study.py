@@ -44,7 +44,7 @@ from train.data.batch import Clips
 from train.data.clip import Clip, DataError
 from train.data.mixture import Mixture, Source
 from train.data.sources import Numbered
-from train.evaluate import score
+from train.evaluate import COLUMNS, score
 from train.train import Run
 
 Scores = dict[str, dict[str, float]]  # by data set and measure, in percent
@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 
 START = 'start, not trained'
-ABSENT, POSE, ALL = 'absent', 'present on pose clips only', 'present'
+ABSENT, POSE, ALL = 'absent', 'pose', 'all'
 EMBEDDED = {'shape': {'keypoints': len(KEYPOINTS)}}
 HALF = {'people': 0.5, 'procedural': 0.5}
 
@@ -91,21 +91,19 @@ VARIANTS = {
     'no people': Variant('0/100', ABSENT, START, {'sources': {'procedural': 1}}),
 }
 PEOPLE, ANY = 'people', 'points of any kind'
-MEASURED = {  # by data set: measures and the titles of their columns
-    PEOPLE: {
-        'pck_0.05': 'PCK@0.05 of the box',
-        'pck_0.1': 'PCK@0.1 of the box',
-        'pck_0.2': 'PCK@0.2 of the box',
-        'oks': 'OKS',
-        'smoothness': 'smooth steps',
-        'jitter': 'jitter, % of the box (less is better)',
-        'occlusion_accuracy': 'visibility right (OA)',
-    },
-    ANY: {
-        'average_jaccard': 'average Jaccard (AJ)',
-        'position_accuracy': 'positions within 1 to 16 px (delta)',
-        'occlusion_accuracy': 'visibility right (OA)',
-    },
+MEASURED = {  # by data set
+    PEOPLE: (
+        'pck_0.05', 'pck_0.1', 'pck_0.2', 'oks', 'smoothness', 'jitter', 'occlusion_accuracy',
+    ),
+    ANY: ('average_jaccard', 'position_accuracy', 'occlusion_accuracy'),
+}  # fmt: skip
+MEANING = {
+    PEOPLE: 'PCK@0.1: share of keypoints within 0.1 of the longer side of the box of the person; '
+    'OKS: object keypoint similarity with the constants of COCO; smooth: share of steps that bend '
+    'no more than the truth; jitter: trembling, in percent of the box, less is better; OA: share '
+    'of frames whose visibility is right ([measures](../../pose.md#measures)).',
+    ANY: 'AJ: average Jaccard; delta: share of positions within 1 to 16 px, of 256 x 256; OA: '
+    'share of frames whose visibility is right ([evaluation](../../evaluation.md)).',
 }
 HEADLINE = ((PEOPLE, 'pck_0.1'), (ANY, 'average_jaccard'))
 CLIPS, FRAMES, POINTS = {PEOPLE: 6, ANY: 3}, 16, 48  # of the held-out sets
@@ -312,7 +310,7 @@ def draw(results: Results, path: Path) -> None:
             axis.errorbar([0, *steps], values, spread, marker='o', ms=3, capsize=2, **style)
     axes[0].set(title='Loss of positions on people, mean of eight', xlabel='step', ylabel='px')
     for axis, (data, key) in zip(axes[1:], HEADLINE, strict=True):
-        axis.set(title=f'Held-out {data}: {MEASURED[data][key]}', xlabel='step', ylabel='%')
+        axis.set(title=f'Held-out {data}: {COLUMNS[key]}', xlabel='step', ylabel='%')
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[['top', 'right']].set_visible(False)
@@ -322,24 +320,26 @@ def draw(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
+def titles(data: str) -> list[str]:
+    """Return the titles of the columns of a data set's tables, narrow enough for a page."""
+    return [COLUMNS[key].replace('@', ' @') for key in MEASURED[data]]
+
+
 def scores_table(results: Results, data: str) -> list[str]:
     """Lines of the table of a data set: the start, then means over the seeds of a row."""
-    columns = MEASURED[data]
-    lines = [[START, '', '', '', *(f'{results.start[data][key]:.1f}' for key in columns)]]
+    lines = [[START, '', '', *(f'{results.start[data][key]:.1f}' for key in MEASURED[data])]]
     for name in results.trained():
-        means = (f'{results.mean(name, data, key):.1f}' for key in columns)
-        about = VARIANTS[name]
-        lines.append([name, about.mixture, about.embedding, f'{len(results.rows[name])}', *means])
-    return markdown(['', 'people/others', 'embedding', 'seeds', *columns.values()], lines)
+        means = (f'{results.mean(name, data, key):.1f}' for key in MEASURED[data])
+        lines.append([name, VARIANTS[name].mixture, VARIANTS[name].embedding, *means])
+    return markdown(['', 'people / others', 'embedding', *titles(data)], lines)
 
 
-def gains_table(results: Results) -> list[str]:
-    """Lines of the table of differences, each with its standard error over seeds."""
-    columns = [(data, key) for data, keys in MEASURED.items() for key in keys]
+def gains_table(results: Results, data: str) -> list[str]:
+    """Lines of the table of differences on a data set, each with its standard error over seeds."""
     lines = []
     for name in results.trained():
         cells = []
-        for data, key in columns:
+        for key in MEASURED[data]:
             gain = results.gain(name, data, key)
             if not len(gain):
                 cells.append('')
@@ -349,8 +349,21 @@ def gains_table(results: Results) -> list[str]:
                 text += f' ± {gain.std(ddof=1) / np.sqrt(len(gain)):.1f}'
             cells.append(f'**{text}**' if sure(gain) else text)
         lines.append([name, VARIANTS[name].against, *cells])
-    head = (f'{data}: {MEASURED[data][key]}' for data, key in columns)
-    return markdown(['', 'against', *head], lines)
+    return markdown(['', 'against', *titles(data)], lines)
+
+
+def keypoints_table(results: Results) -> list[str]:
+    """Lines of the table of PCK@0.1 by keypoint, the mean of left and right."""
+    kinds = list(dict.fromkeys(name.rpartition('_')[2] for name in KEYPOINTS))
+    lines = []
+    for row in (START, *results.trained()):
+        values = [
+            [results.mean(row, PEOPLE, f'pck_0.1/{name}')
+             for name in KEYPOINTS if name.endswith(kind)]
+            for kind in kinds
+        ]  # fmt: skip
+        lines.append([row, *(f'{np.nanmean(sides):.1f}' for sides in values)])
+    return markdown(['', *kinds], lines)
 
 
 def chance(results: Results) -> str:
@@ -377,39 +390,36 @@ def page(results: Results, date: str) -> str:
     """Return the page over the results of a study."""
     settings = results.settings
     size = ' x '.join(map(str, settings['size']))
-    seeds = {seed for row in results.rows.values() for seed in row}
+    counts = sorted({len(results.rows[name]) for name in results.trained()})
+    seeds = ' or '.join(map(str, counts)) + (' seed' if counts[-1:] == [1] else ' seeds')
     absent = [name for name in VARIANTS if not results.rows.get(name)]
-    keypoints = [name for name in KEYPOINTS if f'pck_0.1/{name}' in results.start[PEOPLE]]
-    by_keypoint = [
-        [name, *(f'{results.mean(name, PEOPLE, f"pck_0.1/{k}"):.1f}' for k in keypoints)]
-        for name in (START, *results.trained())
-    ]
     published = [[name, f'{ar}', f'{yoga}'] for name, ar, yoga in PUBLISHED]
     return '\n'.join([
         '# Pose tracking: mixtures, losses, embedding', '',
         'Written by `train/pose_study.py` (`make pose`); do not edit. Each row goes on from the '
         f'shipped weights ({settings["weights"]}) for {settings["steps"]} steps of one clip of '
-        f'{settings["scene"]["frames"]} frames at {size}; its scores are means over seeds (seeds '
-        f'done: {len(seeds)}). The first row is the shipped weights at this size, as they are. '
+        f'{settings["scene"]["frames"]} frames at {size}; its scores are means over {seeds}. '
+        'The first row is the shipped weights at this size, as they are. '
         'People/others: percent of the training clips that show rendered people, and of '
-        'procedural clips with points of any kind. Embedding: whether points are told which '
-        'keypoint they are; present: those of all clips are, on pose clips only: those of clips '
-        'of people. What the columns measure: [measures](../../pose.md#measures).', '',
+        'procedural clips with points of any kind. Embedding: whose points have numbers of '
+        'keypoints, of which the network has an embedding: those of clips of people (pose), '
+        'those of all clips (all), or nobody, and the network has none (absent).', '',
         f'## Held-out people: {CLIPS[PEOPLE]} clips of {FRAMES} frames', '',
-        *scores_table(results, PEOPLE), '',
+        *scores_table(results, PEOPLE), '', MEANING[PEOPLE], '',
         f'## Held-out points of any kind: {CLIPS[ANY]} clips of {FRAMES} frames', '',
-        *scores_table(results, ANY), '',
+        *scores_table(results, ANY), '', MEANING[ANY], '',
         '## What each change does', '',
         'A row against the one that differs from it in one thing: mean difference over seeds ± '
         'its standard error, in points of percent. Rows of losses and embeddings saw the same '
         'clips in the same order as the row that they are compared with.', '',
-        *gains_table(results), '',
+        'Held-out people:', '', *gains_table(results, PEOPLE), '',
+        'Held-out points of any kind:', '', *gains_table(results, ANY), '',
         '**How much of this is chance.** ' + chance(results), '',
         *([f'Not run: {", ".join(absent)}.', ''] if absent else []),
         '![Losses and accuracy by step](curves.png)', '',
         'Bars: standard deviation over seeds.', '',
-        '## By keypoint: PCK@0.1 of the box on held-out people', '',
-        *markdown(['', *(name.replace('_', ' ') for name in keypoints)], by_keypoint), '',
+        '## By keypoint: PCK@0.1 on held-out people', '', 'Left and right together.', '',
+        *keypoints_table(results), '',
         '## Pictures', '',
         '![Held-out people in their last frame: truth above, tracked below](pictures.jpg)', '',
         'Held-out people in the last frame of their clips: the truth above, what the start '
