@@ -189,9 +189,11 @@ def test_the_page_compares_by_seed_and_says_what_chance_explains(tmp_path):
     gain = results.gain('+ continuity', pose_study.PEOPLE, 'pck_0.1')
     np.testing.assert_allclose(gain, [1, 1.1, 0.9])
     # Student's t by hand: sd 0.1, error 0.0577, 1 / 0.0577 = 17.3 > 4.30; the other 1 / 2.5.
-    assert pose_study.sure(gain)
-    assert not pose_study.sure(results.gain('+ joint relation', pose_study.PEOPLE, 'pck_0.1'))
-    assert not pose_study.sure(np.array([5.0]))
+    assert pose_study.significant(gain)
+    assert not pose_study.significant(
+        results.gain('+ joint relation', pose_study.PEOPLE, 'pck_0.1')
+    )
+    assert not pose_study.significant(np.array([5.0]))
     text = pose_study.page(results, 'today')
     assert '| PCK @0.05 | PCK @0.1 | PCK @0.2 | OKS | smooth | jitter | OA |' in text
     assert 'means over 3 seeds' in text

@@ -75,7 +75,7 @@ class Study:
         self.network = self.settings.get('network', 'realtime')
 
     def rows(self, seed: int) -> Iterator[tuple[str, Scores]]:
-        """The rows of a seed as they are done; one that cannot be fine-tuned is told and left
+        """The rows of a seed as they are done; one that cannot be fine-tuned is reported and left
         out.
         """
         teachers, start = self.args.teachers, Path(self.settings['start'])

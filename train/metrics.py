@@ -138,7 +138,7 @@ def pose(
 
     head, box (T, N) px: size of the head of the keypoint's person, 0.6 of the diagonal of its box
     (MPII), and the longer side of the person's box; area (T, N) px^2 of the person; 0 where it is
-    not told, and not counted. keypoint (N,): COCO's number.
+    unknown, and not counted. keypoint (N,): COCO's number.
 
     pck_0.05, pck_0.1, pck_0.2: share within that part of the box. pckh: share within half a head
     (PCKh@0.5). oks: mean of exp(-d^2 / (2 area (2 sigma)^2)), COCO's object keypoint similarity,

@@ -164,12 +164,12 @@ def track(model, clip: Clip, keypoints: np.ndarray | None) -> tuple[np.ndarray, 
     facts, size = model.facts, clip.video.shape[1:3]
     move = geometry.POINTS[facts.resize]
     images = fit_video(torch.from_numpy(clip.video).permute(0, 3, 1, 2).float(), facts)
-    asked = np.column_stack(
+    queries = np.column_stack(
         [clip.queries[:, 0], move(clip.queries[:, 1:], size, facts.image_size)]
     )
     numbers = {} if keypoints is None else {'keypoints': torch.from_numpy(keypoints)}
     with torch.no_grad():
-        found = model.track(images, torch.from_numpy(asked.astype(np.float32)), **numbers)
+        found = model.track(images, torch.from_numpy(queries.astype(np.float32)), **numbers)
     seen = facts.visible_whole(found.visibility, found.confidence)
     return move(found.xy.numpy(), facts.image_size, size), seen.numpy()
 
@@ -272,7 +272,7 @@ class Results:
         return np.array([one[seed] - other[seed] for seed in one if seed in other])
 
 
-def sure(gain: np.ndarray) -> bool:
+def significant(gain: np.ndarray) -> bool:
     """Whether differences by seed have a mean that another choice of seeds would hardly reverse:
     Student's t test of 95 %.
     """
@@ -347,7 +347,7 @@ def gains_table(results: Results, data: str) -> list[str]:
             text = f'{gain.mean():+.1f}'
             if len(gain) > 1:
                 text += f' ± {gain.std(ddof=1) / np.sqrt(len(gain)):.1f}'
-            cells.append(f'**{text}**' if sure(gain) else text)
+            cells.append(f'**{text}**' if significant(gain) else text)
         lines.append([name, VARIANTS[name].against, *cells])
     return markdown(['', 'against', *titles(data)], lines)
 
@@ -375,7 +375,7 @@ def chance(results: Results) -> str:
     tested = [gain for gain in gains if len(gain) in STUDENT]
     if not tested:
         return 'One seed: nothing here tells a difference from chance.'
-    found = sum(map(sure, tested))
+    found = sum(map(significant, tested))
     return (
         f'Bold: larger than other seeds would explain (t test of 95 %, paired by seed): {found} '
         f'of {len(tested)} differences, where chance alone would make about '

@@ -105,7 +105,7 @@ def _url(system: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 class VideoReader:
-    """Reads clips of videos, the last one kept open: clips asked for in order are read once."""
+    """Reads clips of videos, the last one kept open: clips requested in order are read once."""
 
     def __init__(self, longest: int):
         """longest: px, what frames' longer side is shrunk to by area averaging; 0: not at all."""
