@@ -41,6 +41,7 @@ def test_wheel_holds_what_the_node_needs(wheel):
     share = f'{wheel.name.split("-")[0]}-0.1.0.data/data/share/'
     for name in (
         'cotracker_ros/weights/realtime.onnx',
+        'cotracker_ros/weights/realtime_int8.onnx',
         'cotracker_ros/demo/photographs/coffee.jpg',
         'cotracker_ros/live/page/index.html',
         f'{share}ament_index/resource_index/packages/cotracker_ros',

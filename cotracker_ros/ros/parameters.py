@@ -126,7 +126,11 @@ def _check_pairs(numbers: tuple) -> None:
 
 TABLE = (
     Parameter('autostart', True, 'Configure and activate at start; off for a lifecycle manager'),
-    Parameter('model', 'realtime', 'Name of a shipped model, or path of an .onnx or .engine file'),
+    Parameter(
+        'model',
+        'realtime',
+        'Shipped model (realtime, realtime_int8), or path of an .onnx or .engine file',
+    ),
     Parameter('engine', 'auto', 'Runtime', choices=('auto', *ENGINES)),
     Parameter('threads', 0, 'CPU threads of the model; 0 chooses', low=0, high=256),
     Parameter(
