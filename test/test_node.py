@@ -530,7 +530,8 @@ def test_diagnostics_of_a_silent_camera(start_tracker):
     assert status.message.startswith('no image for ')
     tracker.track()
     values = {v.key: v.value for v in tracker.diagnostic(lambda s, v: True).values}
-    assert values['model'] == 'realtime' and values['engine'].startswith('onnxruntime cpu')
+    assert values['model'] == 'realtime'
+    assert values['engine'] in ('openvino cpu f32', 'onnxruntime cpu f32')  # whichever is there
     assert {'age p50 [ms]', 'age p95 [ms]', 'age p99 [ms]', 'step p95 [ms]'} <= set(values)
 
 
