@@ -350,7 +350,7 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
             record.redetection_features,
             back,
         )
-        counted = (record.age > 0) & clips.known
+        counted = (record.age > 0) & clips.visibility_known
         samples.append(tuple(column[counted] for column in columns))
     calibration, visibility, confidence, seen, near, redetection, back = map(
         torch.cat, zip(*samples, strict=True)
