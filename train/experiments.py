@@ -96,7 +96,7 @@ def latency(args: argparse.Namespace) -> dict:
         facts = load_checkpoint(path).facts
         late = {'per frame': 0}
         if facts.sliding:
-            late |= {'as first told': facts.window // 2 - 1, 'final': facts.window - 1}
+            late |= {'first estimate': facts.window // 2 - 1, 'final': facts.window - 1}
         settings += [(path, m, frames, n) for m, frames in late.items() for n in ITERATIONS]
     sets, results = read_clips(args, args.clips), {}
     for path, mode, frames, count in _bar('latency', settings):
@@ -104,7 +104,7 @@ def latency(args: argparse.Namespace) -> dict:
         if mode == 'per frame' and sliding:
             tracker = streaming(_exported(path, count))
         else:
-            tracker = whole_video(path, count, first_estimate=mode == 'as first told')
+            tracker = whole_video(path, count, first_estimate=mode == 'first estimate')
         row = {'x': count, 'frames_late': frames, 'mode': mode, **measure(tracker, sets)}
         results.setdefault(path.name, []).append(row)
     return results

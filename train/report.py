@@ -288,7 +288,7 @@ def _beside(name: str, results: Mapping) -> list[str]:
     """Return what is said and tabled below one experiment's figure."""
     lines = [NOTES[name], ''] if name in NOTES else []
     if name == 'table':
-        head = ['**Published**, not measured here', 'told', 'DAVIS AJ', 'delta', 'OA', 'source']
+        head = ['**Published**, not measured here', 'latency', 'DAVIS AJ', 'delta', 'OA', 'source']
         rows = [
             [*('' if cell is None else str(cell) for cell in row[:5]), _source(row[5])]
             for row in PUBLISHED_ACCURACY

@@ -79,7 +79,7 @@ class Viewer:
         self.ready = asyncio.Event()
         self.ready.set()
 
-    async def tell(self, message: dict) -> None:
+    async def send(self, message: dict) -> None:
         """Send a text message, unless the browser has gone."""
         if not self.socket.closed:
             await self.socket.send_str(json.dumps(message))
@@ -211,9 +211,9 @@ class LiveServer:
             if command['do'] == 'shown':
                 viewer.ready.set()
             else:
-                await viewer.tell({'say': await self._do(command), 'bad': False})
+                await viewer.send({'say': await self._do(command), 'bad': False})
         except (Refused, NotAvailable) as error:
-            await viewer.tell({'say': str(error), 'bad': True})
+            await viewer.send({'say': str(error), 'bad': True})
 
     async def _do(self, command: dict) -> str:
         if command['do'] == 'add':
@@ -263,7 +263,7 @@ class LiveServer:
 async def _told(viewer: Viewer, report: dict) -> None:
     """Send a report; of a browser that reads nothing, give up when the next one is due."""
     with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
-        await asyncio.wait_for(viewer.tell(report), REPORT_SECONDS)
+        await asyncio.wait_for(viewer.send(report), REPORT_SECONDS)
 
 
 def _parsed(text: str) -> dict:

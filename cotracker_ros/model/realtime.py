@@ -577,15 +577,15 @@ class RealtimeTracker(HalfPrecisionEncoder):
     ) -> Tensor:
         """What calibration reads, (..., D + 8 + levels): the last tokens (..., D); how far
         inside the picture the point is; how well its patches fit, and whether one was taken; how
-        alike its first template (..., levels, C) and the picture there (..., levels, C) are.
+        similar its first template (..., levels, C) and the picture there (..., levels, C) are.
         """
         query, recent, _ = aligned.fits.unbind(-1)
         fits = [
             2 * query, 4 * (query - 0.7).clamp(min=0), 8 * (query - 0.9).clamp(min=0),
             2 * recent, 4 * (recent - 0.8).clamp(min=0), aligned.held.to(query.dtype),
         ]  # fmt: skip
-        alike = 2 * (template * now).sum(-1)
-        return torch.cat([token, self.inside(aligned.xy), torch.stack(fits, -1), alike], -1)
+        similarity = 2 * (template * now).sum(-1)
+        return torch.cat([token, self.inside(aligned.xy), torch.stack(fits, -1), similarity], -1)
 
     def redetection_features(
         self, token: Tensor, best: BestPlaces, aligned: Aligned, template: Tensor, now: Tensor

@@ -49,7 +49,7 @@ class Alignment(NamedTuple):
 class Prepared(NamedTuple):
     """What aligning needs of templates (..., P cells), which the picture does not change. With U
     unknowns: rows (..., U + 2, P), of which the products with a picture are the change of the
-    unknowns at the template's contrast, how alike both are, and the picture's mean; power
+    unknowns at the template's contrast, their covariance, and the picture's mean; power
     (..., 1, 1), the template's weighted variance.
     """
 
@@ -163,13 +163,13 @@ class PatchAligner(nn.Module):
         for level, picture in enumerate(pictures):
             axes, products, variance = self.axes(warp, level), rows[:, :, :, level], None
             for _ in range(c.steps[level]):
-                change, alike, variance = self.look(picture, products, place, axes)
+                change, covariance, variance = self.look(picture, products, place, axes)
                 # The template's contrast is the picture's here; and a step is not too long.
                 longest = change.square().sum(-2, keepdim=True) / c.stride**2
                 change = change * torch.maximum(variance, longest).rsqrt()
                 place = place - change.transpose(-1, -2) @ axes
             # How well it fits, where the last step began.
-            together.append(alike)
+            together.append(covariance)
             energy.append(variance)
         fit = sum(together) / (sum(energy) * power.sum(3)).sqrt()
         xy = (place[..., 0, :] + 1) / self.to_grid - 0.5
@@ -183,26 +183,26 @@ class PatchAligner(nn.Module):
         picture = pictures[level]
         rows, _ = self.prepare(template[..., level, :], 6)
         place, axes = self.place(xy), self.axes(warp, level)
-        change, alike, variance = self.look(picture, rows, place, axes)
+        change, covariance, variance = self.look(picture, rows, place, axes)
         change = (change * variance.rsqrt())[..., 0]
         bend = (change[..., 2:].unflatten(-1, (2, 2)) / self.config.radius).clamp(-limit, limit)
         bent = warp - warp @ bend
         place = place - change[..., None, :2] @ axes
         _, then, new_variance = self.look(picture, rows, place, self.axes(bent, level))
-        better = then * new_variance.rsqrt() > alike * variance.rsqrt()
+        better = then * new_variance.rsqrt() > covariance * variance.rsqrt()
         return torch.where(better, bent, warp)
 
     def look(
         self, picture: Tensor, rows: Tensor, place: Tensor, axes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Products of what a picture holds at a place with the rows of `Prepared`: the change of
-        the unknowns (B, ..., U, 1), how alike both are (B, ..., 1, 1); and the picture's weighted
+        the unknowns (B, ..., U, 1), their covariance (B, ..., 1, 1); and the picture's weighted
         variance (B, ..., 1, 1), with that of noise.
         """
         seen = self.read(picture, self.inner_and_one, place, axes)
-        change, alike, mean = (rows @ seen).split([rows.shape[-2] - 2, 1, 1], -2)
+        change, covariance, mean = (rows @ seen).split([rows.shape[-2] - 2, 1, 1], -2)
         variance = self.weight @ seen.square() - mean.square()
-        return change, alike, variance.clamp(min=0) + self.config.noise**2
+        return change, covariance, variance.clamp(min=0) + self.config.noise**2
 
     def prepare(self, template: Tensor, unknowns: int) -> Prepared:
         """Of templates (..., cells), for the place (2 unknowns) or for place and warp (6)."""
