@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cotracker_ros.model.sampling import sample_cells
+from cotracker_ros.model.sampling import last_cell
 from cotracker_ros.skeleton import KEYPOINTS, LIMBS
 
 
@@ -217,6 +217,13 @@ def balanced_bce(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
     yes, no = ((answer & counted).sum((1, 2), keepdim=True) for answer in (target, ~target))
     share = (yes / (yes + no).clamp_min(1)).clamp(0.125, 0.875)
     return clip_mean(torch.where(target, 0.5 / share, 0.5 / (1 - share)) * loss, counted)
+
+
+def sample_cells(features: Tensor, xy: Tensor) -> Tensor:
+    """Read maps (B, C, h, w) at xy (B, N, 2) in cells, the border continued: (B, N, C)."""
+    grid = (xy / last_cell(features) * 2 - 1)[:, :, None]
+    sampled = F.grid_sample(features, grid, padding_mode='border', align_corners=True)
+    return sampled[..., 0].transpose(1, 2)
 
 
 def matching_loss(

@@ -76,8 +76,8 @@ def choose(path: Path) -> tuple[str, str]:
     """The engine that 'auto' stands for, and why: the first of this order.
 
     1. An .engine or .plan file: tensorrt. A checkpoint: torch.
-    2. An .onnx file: openvino where it is installed, which takes about half of the time that
-       onnxruntime takes for it on the CPU.
+    2. An .onnx file: openvino where it is installed, which takes half to two thirds of the
+       time that onnxruntime takes for the shipped model.
     3. Else onnxruntime on the CPU, which every installation has.
 
     A GPU is used only where it is asked for, and what was chosen is never changed because it does

@@ -2,9 +2,10 @@
 
 The export, every engine, the checks of a loaded graph, the scripted stream and the stand-ins of
 the tests take them from here. In the frame of its query (`query` set, `query_age` 0) a slot gives
-its query_xy with visibility and confidence 1: the step sees to it, and nobody after it. To add an
-input, add it to INPUTS with a value for callers and
-models that know nothing of it, and its name to `takes` of the model.Step that reads it.
+its query_xy with visibility and confidence 1: the step sees to it, and nobody after it.
+
+To add an input, add it to INPUTS with a value for callers and models that know nothing of it, and
+its name to `takes` of the model.Step that reads it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

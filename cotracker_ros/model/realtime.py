@@ -421,7 +421,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
 
         constant('per_pixel', [[1 / s] for s in config.strides])
         constant('last', [(width - 1.0, height - 1.0) for height, width in self.sizes])
-        constant('pace', [(1.0, width) for _, width in self.sizes])
+        constant('index_steps', [(1.0, width) for _, width in self.sizes])
         offsets = [sum(self.counts[:k]) for k in range(len(self.counts))]
         corners = [
             (n, n + 1, n + width, n + width + 1)
@@ -492,7 +492,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             maps.append((template @ cells.transpose(1, 2)).view(-1, 2, *size))
         return [*maps, F.avg_pool2d(maps[-1], 2)]
 
-    def around(self, xy: Tensor) -> tuple[Tensor, Tensor]:
+    def four_cells(self, xy: Tensor) -> tuple[Tensor, Tensor]:
         """The four cells around places xy (B, N, 2) px at every level, as numbers of a frame's
         rows (B, N, levels, 4), and their shares (B, N, levels, 4); the border continues.
         """
@@ -501,30 +501,32 @@ class RealtimeTracker(HalfPrecisionEncoder):
         after = place - corner
         x, y = torch.stack([1 - after, after], -1).unbind(-2)
         share = (y[..., :, None] * x[..., None, :]).flatten(-2)
-        index = (corner * self.pace).sum(-1, keepdim=True).int() + self.corners
+        index = (corner * self.index_steps).sum(-1, keepdim=True).int() + self.corners
         return index, share
 
     def describe(self, rows: Tensor, xy: Tensor) -> Tensor:
         """Features of frames, rows (B, cells, C), at xy (B, N, 2) px, every level, unit length:
         (B, N, levels, C).
         """
-        index, share = self.around(xy)
+        index, share = self.four_cells(xy)
         camera = torch.arange(xy.shape[0], device=xy.device, dtype=index.dtype)
-        return mix(gather(rows, index + self.cells * camera[:, None, None, None]), share)
+        return interpolated(gather(rows, index + self.cells * camera[:, None, None, None]), share)
 
-    def describe_query(self, rows: Tensor, ring: Tensor, frame: Tensor, xy: Tensor, age: Tensor):
+    def describe_query(
+        self, rows: Tensor, ring: Tensor, frame: Tensor, xy: Tensor, age: Tensor
+    ) -> Tensor:
         """Templates (B, N, levels, C) at xy (B, N, 2) px in the frame `age` (B, N) frames ago: in
         the newest one's rows (B, cells, C), or in the ring of past ones' (window, B, cells, C),
         where `frame` (1,) is the newest's place.
         """
-        index, share = self.around(xy)
+        index, share = self.four_cells(xy)
         cameras, window = rows.shape[0], ring.shape[0]
         camera = torch.arange(cameras, device=xy.device, dtype=index.dtype)[:, None]
         past = ((frame - age) % window).to(index.dtype) * cameras + camera
         here = gather(rows, index + (self.cells * camera)[..., None, None])
         there = gather(ring.flatten(0, 1), index + (self.cells * past)[..., None, None])
         now = (age == 0)[..., None, None, None]
-        return mix(torch.where(now, here, there.to(here.dtype)), share)
+        return interpolated(torch.where(now, here, there.to(here.dtype)), share)
 
     def update_template(
         self, recent: Tensor, now: Tensor, visibility: Tensor, confidence: Tensor
@@ -728,7 +730,7 @@ def gather(rows: Tensor, index: Tensor) -> Tensor:
     return rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def mix(cells: Tensor, share: Tensor) -> Tensor:
+def interpolated(cells: Tensor, share: Tensor) -> Tensor:
     """Means of four cells (..., 4, C) by their shares (..., 4), at unit length: (..., C)."""
     return F.normalize((share[..., None, :] @ cells)[..., 0, :], dim=-1)
 

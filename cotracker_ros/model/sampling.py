@@ -1,5 +1,4 @@
-"""Bilinear reading: of single places in maps, and of patches of feature pyramids, which are read
-as rows of a flat list.
+"""Bilinear reading of patches of feature pyramids, which are read as rows of a flat list.
 
 The pyramid of a frame is kept as one list of pixels, level after level, each a row of C channels.
 A patch of 7 x 7 positions around a point needs only the 8 x 8 pixels beneath it, since all
@@ -88,10 +87,3 @@ def last_cell(level: Tensor) -> Tensor:
     """Give x, y of the last cell of a map (..., h, w), at least 1: one cell has no extent."""
     size = [max(level.shape[-1] - 1, 1), max(level.shape[-2] - 1, 1)]
     return torch.tensor(size, dtype=level.dtype, device=level.device)
-
-
-def sample_cells(features: Tensor, xy: Tensor) -> Tensor:
-    """Read maps (B, C, h, w) at xy (B, N, 2) in cells, the border continued: (B, N, C)."""
-    grid = (xy / last_cell(features) * 2 - 1)[:, :, None]
-    sampled = F.grid_sample(features, grid, padding_mode='border', align_corners=True)
-    return sampled[..., 0].transpose(1, 2)
