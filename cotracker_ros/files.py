@@ -1,4 +1,4 @@
-"""Lists of files, in the order that people mean."""
+"""Lists of files, in the order that people mean, and names that OpenCV takes."""
 
 import re
 from collections.abc import Iterable
@@ -26,3 +26,15 @@ def listed(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         ),
         key=natural_order,
     )
+
+
+def opencv_name(path: Path) -> str:
+    """Return a path as OpenCV takes it. Raises ValueError for a name that is not UTF-8, of which
+    OpenCV dies and takes the process with it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = str(path).encode(errors='backslashreplace').decode()
+        raise ValueError(f'{name}: OpenCV reads no file whose name is not UTF-8') from error
+    return str(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cotracker_ros.files import opencv_name
 from cotracker_ros.skeleton import LIMBS, SIDE, check_keypoints
 
 _SHIFT = 4  # cv2 draws at 1/16 pixel, so slow tracks do not jump from pixel to pixel
@@ -375,7 +376,7 @@ class _CvWriter:
         code, fps = cv2.VideoWriter.fourcc(*'mp4v'), _mpeg4_rate(fps)
         self._pad = size[0] % 2, size[1] % 2  # OpenCV would cut them off
         even = size[1] + self._pad[1], size[0] + self._pad[0]
-        self._writer = cv2.VideoWriter(str(path), code, fps, even)
+        self._writer = cv2.VideoWriter(opencv_name(path), code, fps, even)
         if not self._writer.isOpened():
             raise OSError(f'{path}: OpenCV cannot write this video (mp4v, {fps} fps)')
 

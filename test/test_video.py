@@ -268,3 +268,15 @@ def test_points_that_are_none_are_named(tmp_path, text, message):
     path.write_bytes(b'\x81\x82\xff')
     with pytest.raises(ValueError, match='not a text file in UTF-8'):
         point_files.read_points(path)
+
+
+@pytest.mark.parametrize('name', ['caf\udce9.mp4', 'caf\udce9.png', 'folder'])
+def test_a_name_that_is_not_utf_8_is_refused_before_opencv_dies_of_it(tmp_path, name):
+    path = tmp_path / name
+    if name == 'folder':
+        path.mkdir()
+        (path / 'caf\udce9.png').touch()
+    else:
+        path.touch()
+    with pytest.raises(VideoError, match=r'caf\\udce9\..*whose name is not UTF-8'):
+        list(open_video(str(path)).frames)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cotracker_ros.demo.clip import FPS, FRAMES, Clip
 from cotracker_ros.demo.orientation import rotation
-from cotracker_ros.files import listed
+from cotracker_ros.files import listed, opencv_name
 from cotracker_ros.streaming.image_range import ImageRange, to_8_bit
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -57,7 +57,7 @@ def open_video(source: str | None, rate: float | None = None, image_range: str =
         raise VideoError(f'{source}: no such file, folder or device')
     if path.suffix.lower() in IMAGE_SUFFIXES:  # OpenCV would read those numbered after it, too
         return _timed(source, rate or 30.0, 1, _pictures([path], ImageRange(image_range)))
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(_name(path))
     if not capture.isOpened():
         raise VideoError(f'{source}: OpenCV cannot open it as a video or camera')
     is_device = path.is_char_device()
@@ -71,6 +71,13 @@ def open_video(source: str | None, rate: float | None = None, image_range: str =
     return Video(
         source, rate or fps, None if is_device else int(count) if known else 0, frames, times
     )
+
+
+def _name(path: Path) -> str:
+    try:
+        return opencv_name(path)
+    except ValueError as error:
+        raise VideoError(str(error)) from error
 
 
 def is_short(video: Video) -> bool:
@@ -150,7 +157,7 @@ def _pictures(files: list[Path], image_range: ImageRange) -> Iterator[np.ndarray
     first = None
     for file in files:
         # Turned as its EXIF tag says; 16 bits are kept, to be reduced in one range for all.
-        picture = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        picture = cv2.imread(_name(file), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if picture is None:
             raise VideoError(f'{file}: OpenCV cannot read this image')
         first = picture.shape if first is None else first

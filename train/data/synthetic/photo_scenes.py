@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from cotracker_ros.files import opencv_name
 from cotracker_ros.geometry import between_centres
 
 OUTLINE = 9  # px, width of the strip along an object's outline that points are taken from
@@ -123,7 +124,7 @@ def video_cutouts(folder: str | Path) -> list[CutOut]:
 
 def spread_frames(file: Path, longest: int = 960) -> list[np.ndarray]:
     """Frames spread over a video, RGB, at most `longest` px."""
-    capture = cv2.VideoCapture(str(file.resolve()))
+    capture = cv2.VideoCapture(opencv_name(file.resolve()))
     count = max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     wanted = set(np.linspace(0, count - 1, FRAMES_PER_VIDEO).astype(int).tolist())
     frames = []

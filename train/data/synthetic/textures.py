@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cotracker_ros.files import opencv_name
 from train.data.synthetic.random_source import RandomSource
 
 SIDE = 512  # px of a texture in the bank
@@ -28,7 +29,7 @@ def read_photographs(folder: str | Path) -> list[np.ndarray]:
         return []
     photographs = []
     for file in sorted(Path(folder).glob('*.[jp][pn]g')):
-        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        image = cv2.imread(opencv_name(file), cv2.IMREAD_COLOR)
         if image is None:
             raise ValueError(f'{file} is not an image')
         photographs.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
