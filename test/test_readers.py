@@ -484,6 +484,32 @@ def test_posetrack_maps_joints_by_the_names_of_its_category(tmp_path, rng):
         lambda c: c['annotations'][0].update(bbox=[1, 2]),
         r'person 7 in image 101: bbox is \[1, 2\], not x, y, width and height',
     )
+    refused(lambda c: c['annotations'][1].pop('keypoints'), 'annotation 1 has no keypoints')
+    refused(lambda c: c['annotations'][1].update(track_id=None), 'annotation 1 has no track_id')
+    refused(
+        lambda c: c['annotations'][0].update(image_id=9),
+        'person 7 in image 9: no such image is listed',
+    )
+    refused(
+        lambda c: c['annotations'][0]['keypoints'].__setitem__(0, float('nan')),
+        r'person 7 in image 101: nose is at \[nan, 2\.0\], which is no place',
+    )
+
+
+def test_posetrack_with_visibility_as_in_coco(tmp_path, rng):
+    content = write_posetrack(tmp_path, rng)
+    for note in content['annotations']:
+        flags = note['keypoints'][2::3]
+        note['keypoints'][2::3] = [2 * flag for flag in flags]
+    wrist = content['annotations'][2]['keypoints'][27:30]  # person 7 in frame 3
+    wrist[2] = 1
+    content['annotations'][2]['keypoints'][27:30] = wrist
+    path = tmp_path / 'annotations' / 'val' / 'a.json'
+    path.write_text(json.dumps(content))
+    (clip,) = readers.posetrack(tmp_path)
+    assert clip.visible.T.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert clip.known.T.tolist() == [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]]
+    assert clip.tracks[2, 1].tolist() == [20, 7]
 
 
 def test_posetrack_2017(tmp_path, rng):
@@ -520,6 +546,19 @@ def test_posetrack_2017(tmp_path, rng):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r'a\.json: person 4 has joint 15, of 15'):
         list(readers.posetrack(tmp_path))
+    person = content['annolist'][0]['annorect'][0]
+    person['annopoints'][0]['point'][0] = without(point(0, 7, 6), 'y')
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r'person 0 of .*000002\.jpg has a joint without y'):
+        list(readers.posetrack(tmp_path))
+    del person['track_id']
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r'person 0 of .*000002\.jpg has no track_id'):
+        list(readers.posetrack(tmp_path))
+    person['annopoints'] = []  # of whom nothing is told
+    path.write_text(json.dumps(content))
+    (clip,) = readers.posetrack(tmp_path)
+    assert clip.visible.tolist() == [[1, 1], [0, 0]]
 
 
 def test_held_out_people(tmp_path):

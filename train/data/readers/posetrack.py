@@ -7,11 +7,12 @@ or 15 with ears.
 
 2018 and 21 are a file a sequence in COCO's manner (`images`, `annotations`, `categories`), 2017
 one of `annolist` (https://github.com/leonid-pishchulin/poseval). In 2017 a point can be marked and
-hidden: its place is known; in the others a joint that is not visible has no place.
+hidden: its place is known; in the others a joint that is not visible has no place, but where a
+file numbers visibility as COCO does: 2 is visible, 1 marked and hidden.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,25 +135,48 @@ def _sequence_2018(path: Path, content: Mapping) -> Sequence:
     number = {image['id']: t for t, image in enumerate(images)}
     categories = [c for c in content.get('categories') or [] if c.get('keypoints')]
     places = _coco_numbers(path, tuple(categories[0]['keypoints']) if categories else ORDER)
+    notes = content.get('annotations', [])
+    rows = [_joints(path, n, note, number.keys(), len(places)) for n, note in enumerate(notes)]
+    # The largest number of a joint that is not visible.
+    hidden = 1 if any((row[:, 2] == 2).any() for row in rows) else 0
+    visibility_known = np.isin(np.arange(COUNT), [coco for coco in places if coco is not None])
     people: dict[int, dict[int, Mark]] = {}
-    for note in content.get('annotations', []):
-        person, flat = note['track_id'], np.array(note['keypoints'], np.float32)
-        called = f'{path}: person {person} in image {note["image_id"]}'
-        if flat.size != 3 * len(places):
-            raise DataError(f'{called} has {flat.size / 3:g} joints, not {len(places)}')
-        row = flat.reshape(-1, 3)
-        xy, seen = np.zeros((COUNT, 2), np.float32), np.zeros(COUNT, bool)
-        visibility_known = np.isin(np.arange(COUNT), [coco for coco in places if coco is not None])
+    for note, row in zip(notes, rows, strict=True):
+        called = f'{path}: person {note["track_id"]} in image {note["image_id"]}'
+        xy, known, seen = np.zeros((COUNT, 2), np.float32), *np.zeros((2, COUNT), bool)
         for k, coco in enumerate(places):
             if coco is not None:
-                xy[coco], seen[coco] = row[k, :2], row[k, 2] > 0
+                xy[coco], known[coco], seen[coco] = row[k, :2], row[k, 2] > 0, row[k, 2] > hidden
+        _check_places(xy, known, called)
         head = _size(note.get('bbox_head'), f'{called}: bbox_head')
-        box = _size(note.get('bbox'), f'{called}: bbox') or _extent(xy[seen])
+        box = _size(note.get('bbox'), f'{called}: bbox') or _extent(xy[known])
         mark = Mark(
-            xy, seen, seen, visibility_known, 0.6 * float(np.hypot(*head)) if head else 0.0, box
+            xy, known, seen, visibility_known, 0.6 * float(np.hypot(*head)) if head else 0.0, box
         )
-        people.setdefault(int(person), {})[number[note['image_id']]] = mark
+        people.setdefault(int(note['track_id']), {})[number[note['image_id']]] = mark
     return Sequence([image['file_name'] for image in images], people)
+
+
+def _joints(path: Path, n: int, note: Mapping, images: Set, count: int) -> np.ndarray:
+    """Return x px, y px and visibility of an annotation's joints (count, 3)."""
+    for key in ('image_id', 'track_id', 'keypoints'):
+        if note.get(key) is None:
+            raise DataError(f'{path}: annotation {n} has no {key}')
+    called = f'{path}: person {note["track_id"]} in image {note["image_id"]}'
+    if note['image_id'] not in images:
+        raise DataError(f'{called}: no such image is listed')
+    flat = np.array(note['keypoints'], np.float32)
+    if flat.size != 3 * count:
+        raise DataError(f'{called} has {flat.size / 3:g} joints, not {count}')
+    return flat.reshape(count, 3)
+
+
+def _check_places(xy: np.ndarray, known: np.ndarray, called: str) -> None:
+    """Raise DataError where a joint of xy (17, 2) px that is known (17,) is nowhere."""
+    nowhere = np.flatnonzero(known & ~np.isfinite(xy).all(1))
+    if len(nowhere):
+        at = xy[nowhere[0]].tolist()
+        raise DataError(f'{called}: {KEYPOINTS[nowhere[0]]} is at {at}, which is no place')
 
 
 def _sequence_2017(path: Path, annolist: list) -> Sequence:
@@ -160,11 +184,20 @@ def _sequence_2017(path: Path, annolist: list) -> Sequence:
     places = _coco_numbers(path, ORDER_2017)
     people: dict[int, dict[int, Mark]] = {}
     for t, frame in enumerate(frames):
-        for note in frame.get('annorect') or []:
+        for n, note in enumerate(frame.get('annorect') or []):
+            points = (note.get('annopoints') or [{}])[0].get('point') or []
+            if not points:
+                continue
+            called = f'{path}: person {n} of {frame["image"][0]["name"]}'
+            if not note.get('track_id'):
+                raise DataError(f'{called} has no track_id')
             person = int(note['track_id'][0])
             xy = np.zeros((COUNT, 2), np.float32)
             known, seen = np.zeros(COUNT, bool), np.zeros(COUNT, bool)
-            for point in (note.get('annopoints') or [{}])[0].get('point') or []:
+            for point in points:
+                lacking = [key for key in ('id', 'x', 'y') if not point.get(key)]
+                if lacking:
+                    raise DataError(f'{called} has a joint without {lacking[0]}')
                 joint = int(point['id'][0])
                 if not 0 <= joint < len(places):
                     raise DataError(f'{path}: person {person} has joint {joint}, of {len(places)}')
@@ -174,6 +207,7 @@ def _sequence_2017(path: Path, annolist: list) -> Sequence:
                     # Left out, or empty: visible.
                     known[coco], marked = True, point.get('is_visible') or [1]
                     seen[coco] = int(marked[0]) > 0
+            _check_places(xy, known, called)
             corners = [float(note[key][0]) for key in ('x1', 'y1', 'x2', 'y2') if key in note]
             head = 0.0
             if len(corners) == 4:
