@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -18,7 +22,7 @@ from cotracker_ros.visualise import write_video
 from train import pseudo_label, teachers, trackers
 from train.data.clip import DataError
 from train.data.readers.pseudo_labels import PseudoLabels, pack, unpack
-from train.data.storage import LEASE, Busy, Folder, Lease
+from train.data.storage import LEASE, Busy, Folder, Lease, is_dead
 from train.data.videos import VideoReader, find_videos
 from train.teachers import Labels, Teacher, consensus, sift_queries, track_queries
 
@@ -219,15 +223,41 @@ def test_bad_videos_are_told_and_counted_and_the_rest_goes_on(videos, tmp_path, 
     torn = tmp_path / 'whole.mp4'
     write_video(torn, texture(30), 30)
     (videos / 'torn.mp4').write_bytes(torn.read_bytes()[:2000])
+    # OpenCV dies of a name that is not UTF-8; a pipe keeps who opens it waiting.
+    with open(os.fsencode(videos) + b'/caf\xe9.mp4', 'wb') as file:
+        file.write(torn.read_bytes())
+    os.mkfifo(videos / 'pipe.mp4')
     assert run(videos, '--output', tmp_path / 'out') == 0
     out, wrong = capsys.readouterr()
-    assert '3 unreadable' in out and '1 too short' in out and '1 there twice' in out
-    assert '1 other files' in out and '4, of these 3 done, 1 skipped' in out
+    assert '4 unreadable' in out and '1 too short' in out and '1 there twice' in out
+    assert '2 other files' in out and '4, of these 3 done, 1 skipped' in out
     assert '1 skipped: 0 keypoints' in out
-    for name in ('empty.mp4', 'text.mkv', 'torn.mp4'):
+    for name in ('empty.mp4', 'text.mkv', 'torn.mp4', 'caf\\udce9.mp4'):
         assert name in wrong
     assert len(PseudoLabels(tmp_path / 'out')) == 3
     assert PseudoLabels(tmp_path / 'out').missing() == 0
+
+
+def test_what_could_not_be_read_is_tried_again(videos, tmp_path, monkeypatch, capsys):
+    from train.data import videos as reading
+
+    opened = reading.open_video
+
+    def failing(name):
+        if name.endswith('texture1'):
+            raise KeyError('no decoder, say, or no network')
+        return opened(name)
+
+    with monkeypatch.context() as change:
+        change.setattr(reading, 'open_video', failing)
+        pseudo_label.worker.cache_clear()
+        assert run(videos, '--output', tmp_path / 'out') == 0
+    told = capsys.readouterr()
+    assert '2 of use, 1 unreadable' in told.out and 'texture1: ' in told.err
+    pseudo_label.worker.cache_clear()
+    assert run(videos, '--output', tmp_path / 'out') == 0
+    assert '3 of use' in capsys.readouterr().out
+    assert len(PseudoLabels(tmp_path / 'out')) == 3
 
 
 def test_large_videos_are_shrunk_as_they_are_read(tmp_path):
@@ -262,6 +292,28 @@ def test_a_teacher_that_fails_in_the_middle_costs_its_clip_alone(
     pseudo_label.worker.cache_clear()
     assert pseudo_label.main(out) == 0
     assert pseudo_label.main([*words, str(tmp_path / 'sound')]) == 0
+    assert labels_of(tmp_path / 'out') == labels_of(tmp_path / 'sound')
+
+
+def test_a_teacher_that_does_not_load_leaves_no_clip_to_the_others(
+    videos, tmp_path, monkeypatch, capsys
+):
+    load, calls = pseudo_label.load_teacher, []
+
+    def moody(name, *settings):
+        calls.append(name)
+        if (
+            name == 'dis-flow' and calls.count(name) == 2
+        ):  # the first look is that of the command itself
+            raise MemoryError('no memory left, say')
+        return load(name, *settings)
+
+    monkeypatch.setattr(pseudo_label, 'load_teacher', moody)
+    pseudo_label.worker.cache_clear()
+    assert run(videos, '--output', tmp_path / 'out') == 2
+    assert '1 failed: MemoryError: no memory left, say' in capsys.readouterr().out
+    assert run(videos, '--output', tmp_path / 'out') == 0
+    assert run(videos, '--output', tmp_path / 'sound') == 0
     assert labels_of(tmp_path / 'out') == labels_of(tmp_path / 'sound')
 
 
@@ -337,6 +389,46 @@ def test_two_drivers_do_not_share_a_folder(videos, tmp_path, capsys):
     assert run(videos, '--output', out) == 1
     (out / LEASE).write_text(json.dumps({**other, 'alive': time.time() - 1000}))
     assert run(videos, '--output', out) == 0
+
+
+def test_of_runs_that_find_a_dead_one_together_one_goes_on(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    dead = {'host': 'elsewhere', 'pid': 1, 'run': 'x', 'alive': time.time() - 1000}
+    folder.write(LEASE, json.dumps(dead).encode())
+    look, go, won, looks = Lease.holder, threading.Event(), [], count(1)
+
+    def slowly(lease):
+        holder = look(lease)
+        go.wait(0.4 * next(looks))  # each acts on what it saw after the one before has signed
+        return holder
+
+    monkeypatch.setattr(Lease, 'holder', slowly)
+
+    def begin():
+        with suppress(Busy), Lease(folder):
+            won.append(1)
+            go.wait(60)
+
+    runs = [threading.Thread(target=begin) for _ in range(3)]
+    for thread in runs:
+        thread.start()
+    while sum(thread.is_alive() for thread in runs) > max(1, len(won)):
+        time.sleep(0.01)
+    assert len(won) == 1
+    go.set()
+    for thread in runs:
+        thread.join()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_process_of_another_user_is_judged_by_its_signs_of_life(monkeypatch):
+    def not_mine(pid, signal):
+        raise PermissionError
+
+    monkeypatch.setattr('os.kill', not_mine)
+    holder = {'host': socket.gethostname(), 'pid': 1, 'run': 'x', 'alive': time.time()}
+    assert not is_dead(holder)
+    assert is_dead({**holder, 'alive': time.time() - 1000})
 
 
 def test_labels_of_other_settings_are_not_mixed(videos, tmp_path, capsys):

@@ -101,8 +101,8 @@ class Worker:
         try:
             facts = self.reader.facts(video)
             content |= {**dataclasses.asdict(facts), 'files': video.files}
-        except VideoError as error:
-            content['unreadable'] = str(error)
+        except Exception as error:  # a decoder may raise anything; the rest goes on
+            content['unreadable'] = _told(error)
         return self._write(name, _json(content))
 
     def label(self, clip: PlannedClip) -> Outcome:
@@ -114,7 +114,7 @@ class Worker:
         except TooFewPoints as error:
             outcome = self._record(clip, 'skipped', str(error))
         except Exception as error:  # a teacher or a decoder may raise anything; the rest goes on
-            outcome = self._record(clip, 'failed', f'{type(error).__name__}: {error}')
+            outcome = self._record(clip, 'failed', _told(error))
         if outcome.state != 'failed':
             self.folder.remove(name_of('failed', clip.id, '.json'))
         seconds = time.perf_counter() - began
@@ -147,14 +147,15 @@ class Worker:
 
     def _loaded(self) -> list[Teacher]:
         if not self.teachers:
-            job = self.job
+            job, loaded = self.job, []
             for name, sha256 in job.teachers:
                 teacher = load_teacher(
                     name, job.config.visibility_threshold, job.device, job.threads
                 )
                 if teacher.sha256 != sha256:
                     raise ValueError(f'{name} is another file here than where the run began')
-                self.teachers.append(teacher)
+                loaded.append(teacher)
+            self.teachers = loaded  # all or none: a clip's teacher is drawn from all of them
         return self.teachers
 
     def _record(self, clip: PlannedClip, state: str, reason: str) -> Outcome:
@@ -181,12 +182,17 @@ def _note(clip: PlannedClip, state: str, reason: str) -> tuple[str, bytes]:
     return name_of(state, clip.id, '.json'), _json(note)
 
 
+def _told(error: Exception) -> str:
+    """What an error says; of one that is none of ours with its kind."""
+    return str(error) if isinstance(error, VideoError) else f'{type(error).__name__}: {error}'
+
+
 def _json(content: Any) -> bytes:
     return (json.dumps(content, sort_keys=True) + '\n').encode()
 
 
 def _video_note(video: VideoFile) -> str:
-    return name_of('videos', hashlib.sha256(video.url.encode()).hexdigest()[:16], '.json')
+    return name_of('videos', hashlib.sha256(os.fsencode(video.url)).hexdigest()[:16], '.json')
 
 
 # A pool maps a method of Worker over items: pairs of an item and its outcome, as they come.
@@ -268,10 +274,10 @@ def plan(
     """
     known = set(folder.names('videos', '.json'))
     notes = {v: json.loads(folder.read(n)) for v in videos if (n := _video_note(v)) in known}
-    new = [v for v in videos if notes.get(v, {}).get('stamp') != v.stamp]
+    new = [v for v in videos if v not in notes or not _still_holds(notes[v], v)]
     for video, outcome in _bar(pool('inspect', new), len(new), 'video'):
         _stop_if_lost(outcome)
-        if outcome.state == 'failed':  # its worker died of it, and so would the next
+        if outcome.state == 'failed':  # its worker died of it, each time
             note = {'video': video.url, 'unreadable': outcome.reason, 'stamp': video.stamp}
             folder.write(_video_note(video), _json(note))
         notes[video] = json.loads(folder.read(_video_note(video)))
@@ -297,6 +303,13 @@ def plan(
             clip = PlannedClip(_clip_id(key), video, facts, first, frames)
             clips.setdefault(clip.id, clip)
     return list(clips.values()), counts
+
+
+def _still_holds(note: dict, video: VideoFile) -> bool:
+    """Whether what was found out about a video need not be found out again. What could not be read
+    is tried again: a network, a disk or a missing package may have been why.
+    """
+    return note.get('stamp') == video.stamp and 'unreadable' not in note
 
 
 def cut(frames: int, config: LabelConfig) -> list[tuple[int, int]]:

@@ -4,13 +4,15 @@ is either whole or not there, and which one run at a time may fill.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 PART = '.part-'  # begins the name of a file that is being written; nobody reads these
-LEASE = 'driver.json'
+LEASE, LOCK = 'driver.json', '.driver.lock'
 BEAT, STALE = 15.0, 90.0  # seconds between signs of life; silence after which a run is dead
 
 
@@ -116,32 +118,30 @@ class Lease:
 
     def __enter__(self) -> Lease:
         """Take the lease."""
-        holder = self.holder()
-        if holder is not None and not is_dead(holder):
-            since = time.strftime('%H:%M:%S', time.localtime(holder['alive']))
-            raise Busy(
-                f'{self.folder.url}: another run is at work here (process {holder["pid"]} on '
-                f'{holder["host"]}, alive at {since}); wait for it or choose another folder'
-            )
-        if self.folder.local:
-            self._claim(holder)
-        else:
+        with self._one_at_a_time():
+            holder = self.holder()
+            if holder is not None and not is_dead(holder):
+                since = time.strftime('%H:%M:%S', time.localtime(holder['alive']))
+                raise Busy(
+                    f'{self.folder.url}: another run is at work here (process {holder["pid"]} on '
+                    f'{holder["host"]}, alive at {since}); wait for it or choose another folder'
+                )
             self._sign()
         self.beating.start()
         return self
 
-    def _claim(self, dead: dict | None) -> None:
-        """On a disk only one of several runs that begin together can link its sign in place."""
-        if dead is not None:
-            self.folder.remove(LEASE)
-        mine = f'{LEASE}.{self.me["run"]}'
-        self.folder.write(mine, self._text())
-        try:
-            os.link(self.folder.path(mine), self.folder.path(LEASE))
-        except FileExistsError as error:
-            raise Busy(f'{self.folder.url}: another run began here just now') from error
-        finally:
-            self.folder.remove(mine)
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """On a disk, of runs that begin together one looks and signs before the next one looks,
+        also where both find a dead one; the lock ends with its process.
+        """
+        if not self.folder.local:
+            yield
+            return
+        Path(self.folder.root).mkdir(parents=True, exist_ok=True)
+        with open(self.folder.path(LOCK), 'ab') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def __exit__(
         self,
@@ -163,11 +163,8 @@ class Lease:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _text(self) -> bytes:
-        return json.dumps({**self.me, 'alive': time.time()}).encode()
-
     def _sign(self) -> None:
-        self.folder.write(LEASE, self._text())
+        self.folder.write(LEASE, json.dumps({**self.me, 'alive': time.time()}).encode())
 
     def _beat(self) -> None:
         while not self.over.wait(BEAT):
@@ -182,6 +179,6 @@ def is_dead(holder: dict) -> bool:
             os.kill(holder['pid'], 0)
         except ProcessLookupError:
             return True
-        except PermissionError:
-            return False
+        except PermissionError:  # somebody else's process: it, or one that has its number now
+            pass
     return time.time() - holder['alive'] > STALE

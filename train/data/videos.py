@@ -68,7 +68,10 @@ def find_videos(urls: Sequence[str]) -> tuple[list[VideoFile], int]:
         parts: dict[str, list[str]] = {}
         for path in paths:
             suffix = Path(path).suffix.lower()
-            if _name(path).startswith('.'):
+            info = found[path]
+            # A pipe or a socket, which would keep its reader waiting.
+            special = info['type'] == 'other' and not info.get('islink')
+            if special or _name(path).startswith('.'):
                 others += 1
             elif _folder(path) in recordings or suffix in IMAGE_SUFFIXES:
                 parts.setdefault(_folder(path), []).append(path)
@@ -197,8 +200,9 @@ def _frames(path: Path, url: str) -> Iterator[np.ndarray]:
             yield from open_video(str(path)).frames
     except VideoError:
         raise
-    except (ValueError, OSError, ImportError, cv2.error) as error:
-        raise VideoError(f'{url}: {error}') from error
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        raise VideoError(text if text.startswith(url) else f'{url}: {text}') from error
 
 
 def shrink(frame: np.ndarray, longest: int) -> np.ndarray:
