@@ -1,8 +1,10 @@
 """Pseudo-labels: what is labelled, what is believed, and what survives accidents."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -312,6 +314,8 @@ def test_a_teacher_that_does_not_load_leaves_no_clip_to_the_others(
     pseudo_label.worker.cache_clear()
     assert run(videos, '--output', tmp_path / 'out') == 2
     assert '1 failed: MemoryError: no memory left, say' in capsys.readouterr().out
+    # By the command, in vain for the first clip, and once for the other two.
+    assert calls == 3 * ['lucas-kanade', 'dis-flow']
     assert run(videos, '--output', tmp_path / 'out') == 0
     assert run(videos, '--output', tmp_path / 'sound') == 0
     assert labels_of(tmp_path / 'out') == labels_of(tmp_path / 'sound')
@@ -350,6 +354,14 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(videos, tmp_pa
     assert done.returncode == 1 and 'File too large' in done.stderr
     assert '3 missing' in done.stdout
     assert not list(out.rglob('*.npz')) and not list(out.rglob('.part-*'))
+    # Full from the beginning: the message says where.
+    start = start.replace(str(min(sizes) - 1), '10')
+    words = command(videos, '--output', tmp_path / 'none')
+    done = subprocess.run(
+        [sys.executable, '-c', start, *words], capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 1 and str(tmp_path / 'none') in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert run(videos, '--output', out) == 0
     assert labels_of(out) == labels_of(tmp_path / 'sound')
 
@@ -509,6 +521,15 @@ def test_recordings_are_videos_too(tmp_path):
     assert clip.video.shape == (8, 96, 128, 3)
 
 
+def test_the_tasks_of_a_process_share_their_worker(tmp_path):
+    job = pseudo_label.Job(
+        teachers.LabelConfig(), (('lucas-kanade', 'x'),), str(tmp_path), 'cpu', 1
+    )
+    mine = pseudo_label.worker(job)
+    assert pseudo_label.worker(pickle.loads(pickle.dumps(job))) is mine  # as Ray sends it
+    assert pseudo_label.worker(dataclasses.replace(job, output=str(tmp_path / 'x'))) is not mine
+
+
 def test_labelling_does_not_move_a_teacher(videos, tmp_path):
     torch = pytest.importorskip('torch')
     from safetensors.torch import save_file
@@ -597,8 +618,17 @@ def test_labels_can_be_looked_at(videos, tmp_path, monkeypatch):
 
     assert run(videos, '--output', tmp_path / 'out') == 0
     words = ['--labels', str(tmp_path / 'out'), '--clips', '2', '--output', str(tmp_path / 'seen')]
+    titles, write = set(), visualize_data.titled
+
+    def titled(frame, title):
+        titles.add(title)
+        return write(frame, title)
+
+    monkeypatch.setattr(visualize_data, 'titled', titled)
     monkeypatch.setattr('sys.argv', ['visualize_data.py', *words])
     visualize_data.main()
+    of = {(c.teacher, Path(c.about['video']).name) for c in PseudoLabels(tmp_path / 'out')}
+    assert len(titles) == 2 and titles < {f'{teacher}: {name}, 0' for teacher, name in of}
     sheet = cv2.imread(str(tmp_path / 'seen' / 'preview.png'))
     # Two clips of five frames, tracks drawn in colour on grey.
     assert sheet.shape[0] > 2 * 96 and sheet.shape[1] > 5 * 128

@@ -85,6 +85,8 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(target)
+        except OSError as error:  # one of a full disk names no file
+            raise OSError(error.errno, error.strerror or str(error), path) from error
         finally:
             part.unlink(missing_ok=True)
 
