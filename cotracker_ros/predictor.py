@@ -168,6 +168,7 @@ class CoTrackerPredictor(_Predictor):
             _check_queries(queries, len(video), video.shape[1])
             points = self._user_queries(video, queries)
             table = getattr(self.model, 'keypoints', None)
+            keypoints = None if keypoints is None else torch.as_tensor(keypoints)
             check_keypoints(keypoints, points.shape[1], table)
         else:
             if keypoints is not None:

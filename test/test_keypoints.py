@@ -121,6 +121,7 @@ def test_the_predictor_tells_the_network(model, plain):
     ask = QUERIES[None]
     told, untold = predictor(clip, ask, keypoints=numbers)[0], predictor(clip, ask)[0]
     assert not torch.allclose(told, untold, atol=1e-2)
+    assert torch.equal(predictor(clip, ask, keypoints=numbers.tolist())[0], told)
     back = predictor(clip, ask, backward_tracking=True, keypoints=numbers)[0]
     torch.testing.assert_close(back[:, 1:], told[:, 1:], rtol=0, atol=1e-3)
     # 17 queries of one frame are not taken for a pose.
@@ -156,6 +157,8 @@ def test_the_step_takes_keypoints_where_the_network_has_them(model, plain):
 
     untold = run(other, [-1] * 4)
     torch.testing.assert_close(run(step, [-1] * 4), untold, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match='an embedding of 5 keypoints, but streams name 17'):
+        build_step(build_model('cotracker2', SIZE, keypoints=5, **SMALL))
     told = run(step, [3, -1, -1, -1])
     assert not torch.allclose(told[1:, 0], untold[1:, 0], atol=1e-3)
     torch.testing.assert_close(run(step, [3, -1, 8, 16]), told, rtol=0, atol=1e-5)  # not live

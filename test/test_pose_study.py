@@ -38,9 +38,10 @@ def run_from(path, folder, **values) -> Run:
     return Run(read_config({'start': str(path), 'scene': scene, **values}), folder, 'cpu')
 
 
-def test_an_embedding_begins_fresh_on_weights_that_have_none(tmp_path):
+def test_an_embedding_begins_fresh_on_weights_that_have_none(tmp_path, capsys):
     begun = written(tmp_path / 'plain.safetensors').state_dict()
     run = run_from(tmp_path / 'plain.safetensors', tmp_path, shape={'keypoints': 17})
+    assert 'plain.safetensors knows no keypoints' in capsys.readouterr().err
     state = run.model.state_dict()
     table = state.pop('refiner.keypoints.table')
     assert table.shape == (17, 1, 32) and 0.08 < table.std() < 0.12
@@ -49,12 +50,16 @@ def test_an_embedding_begins_fresh_on_weights_that_have_none(tmp_path):
     assert run.model.config.width == 32  # the shape of the file, but for what is asked for
 
 
-def test_weights_with_an_embedding_do_not_lose_it_unsaid(tmp_path):
+def test_weights_with_an_embedding_do_not_lose_it_unsaid(tmp_path, capsys):
     model = written(tmp_path / 'told.safetensors', keypoints=17)
     again = run_from(tmp_path / 'told.safetensors', tmp_path).model
+    assert not capsys.readouterr().err
     assert torch.equal(again.refiner.keypoints.table, model.refiner.keypoints.table)
     with pytest.raises(ValueError, match='an embedding of 17 keypoints, the shape has none'):
         run_from(tmp_path / 'told.safetensors', tmp_path, shape={'keypoints': 0})
+    shapes = r'of another shape: refiner\.keypoints\.table \(17, 1, 32\), not \(20, 1, 32\)'
+    with pytest.raises(ValueError, match=rf'cannot begin with .*told\.safetensors: .*{shapes}'):
+        run_from(tmp_path / 'told.safetensors', tmp_path, shape={'keypoints': 20})
     with pytest.raises(ValueError, match='an embedding of 5 keypoints, but a body has 17'):
         run_from('', tmp_path, shape={**FEW, 'keypoints': 5})
 

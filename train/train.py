@@ -36,6 +36,7 @@ from cotracker_ros import skeleton
 from cotracker_ros.model import build_model, load_checkpoint
 from cotracker_ros.model.checkpoint import (
     checkpoint_metadata,
+    misfit,
     origin_of,
     read_metadata,
     read_state,
@@ -104,7 +105,9 @@ class Run:
                 shape = shape_of(begun) | shape  # goes on in the shape that it has
             model = build_model(c.network, size, **shape)
             if begun is not None:
-                fill(model, begun.state_dict())
+                if fill(model, begun.state_dict()) and not self.rank:
+                    told = 'knows no keypoints: their embedding begins fresh'
+                    print(f'train: {c.start} {told}', file=sys.stderr)
                 model.origin = begun.origin
             if c.encoder_weights:
                 origin = begin_encoder(model.encoder, c.encoder_weights)
@@ -293,16 +296,24 @@ class Run:
         return mean
 
 
-def fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def fill(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
     """Give a network the weights of another of its shape; an embedding of keypoints that the other
-    had not begins fresh. Raises RuntimeError for others, or where the network has no embedding.
+    had not begins fresh. Returns whether it does. Raises RuntimeError for others, or where the
+    network has no embedding.
     """
     fresh = {name: x for name, x in model.state_dict().items() if name.endswith(KEYPOINTS)}
     lost = [name for name in state if name.endswith(KEYPOINTS) and name not in fresh]
     if lost:
         count = len(state[lost[0]])
         raise RuntimeError(f'it has an embedding of {count} keypoints, the shape has none')
-    model.load_state_dict(fresh | state)
+    _load(model, fresh | state)
+    return bool(fresh.keys() - state.keys())
+
+
+def _load(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    if found := misfit(state, module.state_dict()):
+        raise RuntimeError(f'its keys do not fit; {found}')
+    module.load_state_dict(state)
 
 
 def begin_encoder(encoder: nn.Module, weights: str) -> Origin:
@@ -314,7 +325,7 @@ def begin_encoder(encoder: nn.Module, weights: str) -> Origin:
             raise ValueError(f'{type(encoder).__name__} has no weights of ImageNet')
         return encoder.begin_with_imagenet()
     path = Path(weights)
-    encoder.load_state_dict(read_state(path))
+    _load(encoder, read_state(path))
     return origin_of(path, read_metadata(path))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,26 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
         from cotracker_ros.model.realtime import upgraded
 
         state = upgraded(state, expected)
-    reshaped = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-    problems = {
-        'missing': expected.keys() - state.keys(),
-        'unexpected': state.keys() - expected.keys() - set(COMPUTED),
-        'of another shape': reshaped,
-    }
-    found = [f'{what}: {_some(keys)}' for what, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f'{path.name} has keys that do not fit; ' + '; '.join(found))
+    if found := misfit({k: v for k, v in state.items() if k not in COMPUTED}, expected):
+        raise ValueError(f'{path.name} has keys that do not fit; {found}')
     model.load_state_dict({key: state[key] for key in expected}, strict=True)
     model.origin = origin_of(path, noted, published)
     return model.eval()
+
+
+def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Tell what of a state dict is not as a network's own; '' where all of it is."""
+    shapes = {
+        key: f'{key} {tuple(state[key].shape)}, not {tuple(expected[key].shape)}'
+        for key in expected.keys() & state.keys()
+        if expected[key].shape != state[key].shape
+    }
+    problems = {
+        'missing': expected.keys() - state.keys(),
+        'unexpected': state.keys() - expected.keys(),
+        'of another shape': shapes.values(),
+    }
+    return '; '.join(f'{what}: {_some(keys)}' for what, keys in problems.items() if keys)
 
 
 def checkpoint_metadata(model: nn.Module, origin: Origin | None = None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from cotracker_ros.model.cotracker import CoTracker
 from cotracker_ros.model.realtime import RealtimeConfig, build_realtime
 from cotracker_ros.model.realtime_step import RealtimeStep
 from cotracker_ros.model.step import Step, WindowedStep
+from cotracker_ros.skeleton import KEYPOINTS
 
 
 class Entry(NamedTuple):
@@ -57,7 +58,8 @@ def build_model(name: str, image_size: Sequence[int] | None = None, **changes: A
 def build_step(model: nn.Module, iterations: int | None = None) -> Step:
     """Make the streaming step of a network, with its own number of iterations unless given.
 
-    Raises ValueError for a network that cannot be streamed.
+    Raises ValueError for a network that cannot be streamed, or whose embedding is of fewer
+    keypoints than a stream names: it would take those beyond for its last.
     """
     facts = model.facts
     iterations = facts.iterations if iterations is None else iterations
@@ -65,6 +67,11 @@ def build_step(model: nn.Module, iterations: int | None = None) -> Step:
         raise ValueError(f'iterations is {iterations}, it must be at least 1')
     if facts.not_streamable:
         raise ValueError(f'{facts.name} cannot be streamed: {facts.not_streamable}')
+    if 0 < model.config.keypoints < len(KEYPOINTS):
+        raise ValueError(
+            f'{facts.name} has an embedding of {model.config.keypoints} keypoints, but streams '
+            f'name {len(KEYPOINTS)}'
+        )
     return NETWORKS[facts.name].step(model, iterations)
 
 
