@@ -1,6 +1,7 @@
 """`ros2 launch cotracker_ros tracker.launch.py image_topic:=/camera/image_raw`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cotracker_ros.ros.parameters import TABLE, Parameter, did_you_mean
 from cotracker_ros.ros.resources import resource_file
 
 NAME = 'tracker'
+# ROS refuses other names only in the node, in terms of its parser.
+TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 # Every parameter is an argument; an empty one leaves the value to the parameter file.
 PARAMETERS = {p.name: p for p in (*TABLE, Parameter('use_sim_time', False, 'Time from /clock'))}
 # name: (default, description, choices)
@@ -27,12 +30,33 @@ OTHERS = {
     'params_file': (str(resource_file('config/tracker.yaml')), 'YAML file of parameters', None),
     'log_level': ('info', 'Least severity logged', ['debug', 'info', 'warn', 'error', 'fatal']),
     'rviz': ('false', 'Open RViz with the tracks and ~/overlay', ['true', 'false']),
-    'camera': ('', 'Device such as /dev/video0: starts a camera too; or a video file', None),
-    'people': ('false', 'Follow the people of a detector (docs/pose.md)', ['true', 'false']),
-    'poses_topic': ('poses', 'Keypoints that the detector finds; with cameras, below each', None),
+    'camera': (
+        '',
+        'Starts a camera too: a device such as /dev/video0, a video file or a folder of pictures',
+        None,
+    ),
+    'people': (
+        'false',
+        'Follow the people that a pose detector finds (docs/tutorials/people.md)',
+        ['true', 'false'],
+    ),
+    'poses_topic': (
+        'poses',
+        'Keypoints that the pose detector finds; with cameras, below the name of each',
+        None,
+    ),
     'live': ('false', 'Serve a live view for browsers (needs aiohttp)', ['true', 'false']),
-    'live_address': ('127.0.0.1', 'Its address; others than this ask for a token', None),
-    'live_port': ('8080', 'Its port; with several cameras, the first of as many', None),
+    'live_address': (
+        '127.0.0.1',
+        'Address of the live view; on any other than this one browsers need a token',
+        None,
+    ),
+    'live_port': (
+        '8080',
+        'Port of the live view; with several cameras that of the first, the others follow; '
+        '0: any that is free',
+        None,
+    ),
     'camera_frame': ('camera', 'frame_id of the images, which RViz needs', None),
     'foxglove_layout': ('', 'File to write: a layout for Foxglove with these topics', None),
 }
@@ -72,7 +96,10 @@ def file_parameters(path: str) -> dict:
     search(content, '')
     if not found:
         of = ', '.join(nodes) or 'no node (ros__parameters is missing)'
-        raise RuntimeError(f'params_file: {path} has parameters of {of}, none of {NAME}')
+        raise RuntimeError(
+            f'params_file: {path} has parameters of {of}, none of {NAME}; a file begins with '
+            '"/**:" or "tracker:", then "ros__parameters:", as config/tracker.yaml does'
+        )
     return found
 
 
@@ -104,16 +131,20 @@ def camera_topics(
 ) -> dict[str, str]:
     """Return where the topics of a camera ('' if it is the only one) really are.
 
-    Those of one camera of several lie below its name. Raises RuntimeError for absolute names,
-    which all cameras would share.
+    Those of one camera of several lie below its name. Raises RuntimeError for what is no name of a
+    topic, and then for absolute names, which all cameras would share.
     """
     topics = {}
     for name in names:
         topic = arguments[f'{name}_topic'] or name
-        if camera and topic.startswith('/'):
+        if not TOPIC.fullmatch(topic):
             raise RuntimeError(
-                f'{name}_topic is that of every camera, below its name ({camera}/{name}), and '
-                f'cannot be {topic}'
+                f'{name}_topic must be a topic such as /camera/{name}, not {topic!r}'
+            )
+        if camera and topic.startswith(('/', '~')):
+            raise RuntimeError(
+                f'{name}_topic must be relative where there are several cameras, as it is below '
+                f'the name of each ({camera}/{name}), not {topic!r}'
             )
         topics[f'{camera}/{name}' if camera else name] = f'{camera}/{topic}' if camera else topic
     return topics
@@ -172,6 +203,8 @@ def camera(context, arguments: dict[str, str], used: dict) -> Node:
             'camera starts one camera, and cameras names others: start these yourself'
         )
     source, topic = arguments['camera'], arguments['image_topic']
+    if not source.startswith('/dev/') and not Path(source).exists():  # devices come and go
+        raise RuntimeError(f'camera: {source}: no such file, folder or device')
     common = {'namespace': arguments['namespace'], 'output': 'screen'}
     if source.startswith('/dev/') and is_installed(context, 'usb_cam', 'usb_cam_node_exe'):
         return Node(
@@ -217,12 +250,15 @@ def followers(arguments: dict[str, str], used: dict) -> list[Node]:
 
 def live_views(arguments: dict[str, str], used: dict) -> list[Node]:
     """Return a live view for each camera, on ports that follow each other."""
-    if not arguments['live_port'].isdecimal():
-        raise RuntimeError(f'live_port must be a number, not {arguments["live_port"]!r}')
+    cameras = used.get('cameras') or ['']
+    text = arguments['live_port']
+    port, last = int(text) if text.isdecimal() else -1, 65536 - len(cameras)
+    if not 0 <= port <= last:
+        raise RuntimeError(f'live_port must be 0 to {last}, not {text!r}')
     nodes = []
-    for number, name in enumerate(used.get('cameras') or ['']):
+    for number, name in enumerate(cameras):
         options = ['--address', arguments['live_address']]
-        options += ['--port', str(int(arguments['live_port']) + number), '--tracker', NAME]
+        options += ['--port', str(port + number if port else 0), '--tracker', NAME]
         options += ['--camera', name] if name else []
         options += ['--compressed'] if used.get('image_transport') == 'compressed' else []
         nodes.append(

@@ -98,7 +98,7 @@ def test_a_depth_topic_switches_depth_on(stand_ins):
 def test_topics_of_several_cameras_lie_below_their_names(stand_ins):
     (node,) = launched('cameras:=[front, rear]', 'image_topic:=image_raw')
     assert dict(node['remappings'])['rear/image'] == 'rear/image_raw'
-    with pytest.raises(RuntimeError, match=r'below its name \(front/image\), and cannot be /x'):
+    with pytest.raises(RuntimeError, match=r"below the name of each \(front/image\), not '/x'"):
         launched('cameras:=[front]', 'image_topic:=/x')
 
 
@@ -116,6 +116,9 @@ def test_topics_of_several_cameras_lie_below_their_names(stand_ins):
         ('rviz:=yes', 'Valid options are'),
         ('params_file:=/nowhere.yaml', "params_file: .*No such file.*'/nowhere.yaml'"),
         ('foxglove_layout:=/nowhere/x.json', 'foxglove_layout: .*No such file'),
+        ('image_topic:=my camera', "image_topic must be a topic such as .*, not 'my camera'"),
+        ('depth_topic:=/camera/2nd', "depth_topic must be a topic such as .*, not '/camera/2nd'"),
+        ('camera:=/nowhere.mp4', 'camera: /nowhere.mp4: no such file'),
     ],
 )
 def test_wrong_arguments_start_nothing(stand_ins, argument, message):
@@ -187,8 +190,12 @@ def test_a_live_view_for_each_camera(stand_ins):
     # The program itself takes these options.
     live_main = pytest.importorskip('cotracker_ros.live.__main__', reason='needs ROS 2')
     assert live_main.parsed(rear['arguments']).camera == 'rear'
-    with pytest.raises(RuntimeError, match="live_port must be a number, not 'x'"):
-        launched('live:=true', 'live_port:=x')
+    _, front, rear = launched('live:=true', 'cameras:=[front, rear]', 'live_port:=0')
+    assert [n['arguments'][3] for n in (front, rear)] == ['0', '0']  # any that are free
+    for port, last in (('x', 65535), ('-1', 65535), ('99999', 65535), ('65535', 65534)):
+        cameras = ['cameras:=[front, rear]'] if last < 65535 else []
+        with pytest.raises(RuntimeError, match=f"live_port must be 0 to {last}, not '{port}'"):
+            launched('live:=true', f'live_port:={port}', *cameras)
 
 
 def test_a_camera_is_started(stand_ins, monkeypatch, tmp_path):
@@ -212,8 +219,10 @@ def test_a_camera_is_started(stand_ins, monkeypatch, tmp_path):
     assert camera['package'] == 'usb_cam'
     assert camera['parameters'] == [{'video_device': '/dev/video0', 'frame_id': 'optical'}]
     assert ('image_raw', '/cam/image') in camera['remappings']
-    _, camera = launched('camera:=clip.mp4')  # a file is not for usb_cam
-    assert camera['parameters'] == [{'source': 'clip.mp4', 'frame_id': 'camera'}]
+    clip = tmp_path / 'clip.mp4'
+    clip.touch()
+    _, camera = launched(f'camera:={clip}')  # a file is not for usb_cam
+    assert camera['parameters'] == [{'source': str(clip), 'frame_id': 'camera'}]
 
 
 def test_viewers_show_the_topics_of_this_launch(stand_ins, monkeypatch, tmp_path):

@@ -129,7 +129,8 @@ def find_model(name: str | Path, engine: str = 'auto') -> Path:
         if (_WEIGHTS / f'{path.name}{suffix}').is_file():
             return _WEIGHTS / f'{path.name}{suffix}'
     shipped = sorted(p.stem for s in _SUFFIXES[runtime] for p in _WEIGHTS.glob(f'*{s}'))
+    cure = '; build one with cotracker-build-trt' if runtime == 'tensorrt' else ''
     raise EngineError(
         f'no model {str(name)!r}: neither a file nor a shipped model for {runtime} '
-        f'({", ".join(shipped) or "none"})'
+        f'({", ".join(shipped) or "none"}){cure}'
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from cotracker_ros.ros.resources import resource_file
+
 SEGMENT = 512 * 1024  # bytes: the default shared-memory segment of Fast DDS
 MOST_PROBLEMS = 4
 FEW_SECONDS = 512  # ages and step times kept for the percentiles
@@ -112,6 +114,15 @@ def _percentiles(name: str, seconds: np.ndarray) -> dict[str, str]:
     return {f'{name} p{p} [ms]': f'{v:.1f}' for p, v in zip((50, 95, 99), values, strict=True)}
 
 
+def _profile() -> str:
+    """Return the file that gives a camera driver more shared memory; its name, if it is lost."""
+    name = 'config/fastdds_shm.xml'
+    try:
+        return str(resource_file(name))
+    except FileNotFoundError:  # a hint must not end the node
+        return name
+
+
 def _judge(
     silence, received, lost, bad, failed, image_bytes, ages, problems, age_budget, image_timeout
 ) -> tuple[bytes, str]:
@@ -132,8 +143,8 @@ def _judge(
         if image_bytes > SEGMENT:
             text += (
                 f': {image_bytes} bytes do not fit the shared memory of Fast DDS; start the camera'
-                ' driver with FASTRTPS_DEFAULT_PROFILES_FILE=.../config/fastdds_shm.xml, or use'
-                ' image_transport: compressed'
+                f' driver with FASTRTPS_DEFAULT_PROFILES_FILE={_profile()} (Kilted and later:'
+                ' FASTDDS_DEFAULT_PROFILES_FILE), or use image_transport: compressed'
             )
         found.append((DiagnosticStatus.WARN, text))
     if ages.size and np.percentile(ages, 95) > age_budget:

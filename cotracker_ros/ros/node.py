@@ -268,7 +268,8 @@ def _check_points(p, slots: int) -> None:
         raise ValueError(
             f'initial_grid {p.initial_grid}, initial_corners {p.initial_corners}, '
             f'{len(p.query_points) // 2} query_points and target_points {p.target_points} need '
-            f'{_points_wanted(p)} slots, but max_points is {slots}'
+            f'{_points_wanted(p)} slots, but max_points is {slots}; start the '
+            'node with max_points 0 to have as many as are needed'
         )
 
 
