@@ -1,9 +1,12 @@
 """Fine-tuning on pseudo-labels: what is asked of the network, and what stays as it is."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('tensorboard')
@@ -11,6 +14,7 @@ pytest.importorskip('tensorboard')
 from test_pseudo_label import VELOCITY, texture  # noqa: E402
 
 from cotracker_ros.model import build_model  # noqa: E402
+from train import train  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
 from train.data.batch import BatchConfig, Clips  # noqa: E402
 from train.data.readers.pseudo_labels import FORMAT, LabelledClip, name_of, pack  # noqa: E402
@@ -73,6 +77,24 @@ def test_labels_are_one_more_source_of_the_mixture(labels):
     assert not one.known.all() and not one.visible[~one.known].any()
     both = dataclasses.replace(config, sources={'pseudo_labels': 1.0, 'procedural': 1.0})
     assert {mixture(both, 3).batch(i).source for i in range(4)} == {'pseudo-labels', 'procedural'}
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_clip_that_cannot_be_read_ends_the_run_with_one_message(
+    workers, labels, tmp_path, monkeypatch
+):
+    for path in Path(labels).rglob('*.npz'):
+        path.write_bytes(path.read_bytes()[:-100])
+    config = dataclasses.replace(config_of('realtime', labels), workers=workers)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    (tmp_path / 'run.yaml').write_text(yaml.safe_dump(values))
+    words = ['--config', str(tmp_path / 'run.yaml'), '--output', str(tmp_path / 'run')]
+    monkeypatch.setattr('sys.argv', ['train.py', *words])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    told = str(end.value)
+    assert told.startswith('train: step 0: ') and '.npz: not a clip of pseudo-labels' in told
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize('network', SHAPES)

@@ -214,7 +214,9 @@ class Run:
         return over.item() > 0
 
     def fit(self, time_limit: float) -> None:
-        """Train up to the last step or for `time_limit` seconds, whichever is first."""
+        """Train up to the last step or for `time_limit` seconds, whichever is first. Raises
+        DataError for data that cannot be read.
+        """
         c, end = self.config, time.monotonic() + time_limit
         batches = self.batches(self.source, self.step)
         writer = SummaryWriter(str(self.folder)) if self.rank == 0 else None
@@ -363,7 +365,10 @@ def main() -> None:
         run = Run(config, args.output, device)
     except (OSError, ValueError, DataError, yaml.YAMLError) as error:
         parser.error(str(error))
-    run.fit(args.time_limit)
+    try:
+        run.fit(args.time_limit)
+    except DataError as error:
+        sys.exit(f'train: step {run.step}: {error}')
     if dist.is_initialized():
         dist.destroy_process_group()
 
