@@ -61,7 +61,7 @@ def _storages(folder: Path) -> list[Path]:
 
 
 def _warn(text: str) -> None:
-    print(f'track_video: {text}', file=sys.stderr)
+    print(f'cotracker-track: {text}', file=sys.stderr)
 
 
 def track_recording(

@@ -262,8 +262,12 @@ def main(arguments: list[str] | None = None) -> int:
         if args.grid < 1 or args.tail < 0 or args.grid_frame < 0:
             raise ValueError('--grid must be at least 1, --tail and --grid-frame at least 0')
         print((_track_recording if is_recording(args.video) else _track_video)(args))
-    except (VideoError, EngineError, ValueError, OSError, ImportError) as error:
+    except (VideoError, EngineError, ValueError, OSError) as error:
         print(f'cotracker-track: {error}', file=sys.stderr)
+        return 1
+    except ImportError as error:
+        needs = 'a recording needs the messages of ROS 2, and rosbags: pip install rosbags'
+        print(f'cotracker-track: {error}; {needs}', file=sys.stderr)
         return 1
     return 0
 

@@ -323,7 +323,7 @@ def test_an_image_that_cannot_be_shown_is_reported_and_the_next_one_is():
 def test_without_aiohttp_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'aiohttp', None)
     assert main([]) == 1
-    assert 'cotracker_ros[live]' in capsys.readouterr().err
+    assert 'pip install aiohttp' in capsys.readouterr().err
 
 
 # All of it

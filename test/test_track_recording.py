@@ -1,5 +1,7 @@
 """Recordings in, the same recordings with tracks out."""
 
+import sys
+
 import numpy as np
 import pytest
 from stand_in_engine import Standing
@@ -78,6 +80,14 @@ def test_everything_is_copied_and_every_image_has_its_tracks(tmp_path, plugin, c
         assert {c.msgtype for c in reader.connections} == {
             'sensor_msgs/msg/Image', 'std_msgs/msg/String', 'sensor_msgs/msg/PointCloud2',
         }  # fmt: skip
+
+
+def test_without_rosbags_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
+    source = write_bag(tmp_path / 'bag')
+    monkeypatch.setitem(sys.modules, 'rosbags.rosbag2', None)
+    assert track_video.main([str(source), '--grid', '2']) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('cotracker-track: ') and 'pip install rosbags' in line
 
 
 def test_a_single_mcap_file(tmp_path):

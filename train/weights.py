@@ -1,4 +1,4 @@
-"""The shipped weights by one recipe: the stages of a folder, in the order of their names.
+"""Weights by one recipe: the stages of a folder, in the order of their names.
 
     python train/weights.py config/weights --output runs/weights
 

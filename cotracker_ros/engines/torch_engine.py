@@ -151,7 +151,7 @@ def load_checkpoint_engine(
         from cotracker_ros.model.registry import build_step
     except ImportError:
         raise EngineError(
-            'the engine torch is not installed: pip install cotracker_ros[train]'
+            'the engine torch is not installed: pip install torch safetensors'
         ) from None
     try:
         model = load_checkpoint(path)

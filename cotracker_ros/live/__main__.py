@@ -114,8 +114,7 @@ def main(args: list[str] | None = None) -> int:
         import aiohttp  # noqa: F401
     except ImportError:
         print(
-            'cotracker-live needs aiohttp: apt install python3-aiohttp, or '
-            "pip install 'cotracker_ros[live]'",
+            'cotracker-live needs aiohttp: apt install python3-aiohttp, or pip install aiohttp',
             file=sys.stderr,
         )
         return 1
