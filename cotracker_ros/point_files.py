@@ -86,13 +86,15 @@ def read_pose(path: str | Path) -> tuple[np.ndarray, Bodies]:
         text = line.strip()
         if not text or text[0] == '#' or text[0].isalpha():
             continue
-        where = f'{path}:{number}: {text!r}'
+        where, name = f'{path}:{number}: {text!r}', ''
         try:
             frame, x, y, name, person = (v.strip() for v in text.replace(';', ',').split(','))
             keypoint = NUMBER[name] if name in NUMBER else int(name)
             row = float(frame), float(x), float(y), keypoint, int(person)
         except ValueError:
-            raise ValueError(f'{where} is not frame,x,y,keypoint,person') from None
+            unknown = name.isidentifier() and name not in NUMBER
+            why = f': {name} is none of {", ".join(KEYPOINTS)}' if unknown else ''
+            raise ValueError(f'{where} is not frame,x,y,keypoint,person{why}') from None
         if not np.isfinite(row).all() or row[0] < 0 or row[0] != int(row[0]):
             raise ValueError(f'{where}: a frame is 0, 1, 2 ..., x and y numbers')
         try:

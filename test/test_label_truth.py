@@ -34,6 +34,21 @@ def test_truth_is_right_and_what_is_off_or_hidden_is_wrong(clip):
     assert share > 100 and right == pytest.approx(1e4 / share)
 
 
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['nowhere'], 'nowhere: no .jpg or .png there'),
+        (['.', '--teachers', 'nobody'], "no model 'nobody'"),
+    ],
+)
+def test_one_clear_message(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('grey.png', np.full((300, 400, 3), 90, np.uint8))
+    with pytest.raises(SystemExit):
+        label_truth.main(words)
+    assert message in capsys.readouterr().err
+
+
 def test_filters_leave_less_and_a_teacher_is_asked_once_each_way(clip):
     calls = []
 

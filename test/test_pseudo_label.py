@@ -453,6 +453,31 @@ def test_labels_of_other_settings_are_not_mixed(videos, tmp_path, capsys):
     assert 'nothing is there' in capsys.readouterr().err
 
 
+def test_teachers_that_are_none_end_the_run_before_any_work(videos, tmp_path, capsys):
+    for name in ('bad.onnx', 'bad.pth'):
+        (tmp_path / name).write_text('no model at all')
+    out = tmp_path / 'out'
+    for name, message in (
+        ('nobody', "no model 'nobody'"),
+        (tmp_path / 'gone.onnx', 'no such model file'),
+        (tmp_path / 'bad.onnx', 'not an ONNX file'),
+        (tmp_path / 'bad.pth', 'is no readable checkpoint'),
+    ):
+        words = [
+            str(videos),
+            '--output',
+            str(out),
+            *SMALL,
+            '--teachers',
+            'lucas-kanade',
+            str(name),
+        ]
+        assert pseudo_label.main(words) == 1
+        told = capsys.readouterr().err
+        assert message in told and len(told.splitlines()) == 1, name
+    assert not out.exists()
+
+
 def test_a_long_video_gives_no_more_clips_than_asked_for(tmp_path):
     write_pictures(tmp_path / 'videos' / 'long', texture(32))
     write_pictures(tmp_path / 'videos' / 'short', texture(8, seed=1))

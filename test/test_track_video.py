@@ -218,7 +218,8 @@ def test_a_pose_is_tracked_and_drawn_as_a_skeleton(clip, tmp_path, capsys):
 
     for line, message in (
         ('0,30,20,17,1', '17 is no keypoint: they go from 0, nose, to 16, right_ankle'),
-        ('0,30,20,tail,1', 'is not frame,x,y,keypoint,person'),
+        ('0,30,20,tail,1', 'is not frame,x,y,keypoint,person: tail is none of nose, left_eye'),
+        ('?,30,20,nose,1', 'is not frame,x,y,keypoint,person\n'),
         ('0,30,20,5', 'is not frame,x,y,keypoint,person'),
         ('0,30,20,5,1', 'left_shoulder of person 1 comes twice'),
     ):

@@ -22,6 +22,7 @@ if not __package__:  # run as a script: the folder above holds both packages
 import numpy as np
 from tqdm import tqdm
 
+from cotracker_ros.engines import EngineError
 from export.reporting import markdown
 from train.data.synthetic.photo_scenes import PhotoClip, PhotoSceneConfig, PhotoScenes
 from train.data.synthetic.textures import read_photographs
@@ -47,11 +48,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--teachers', nargs='+', default=['realtime', 'dis-flow', 'lucas-kanade'])
     args = parser.parse_args(arguments)
     limits = LabelConfig()
-    scenes = PhotoScenes(
-        PhotoSceneConfig(frames=args.frames), read_photographs(args.photographs), seed=args.seed
-    )
-    threshold = limits.visibility_threshold
-    teachers = [load_teacher(name, threshold, threads=1) for name in args.teachers]
+    try:
+        scenes = PhotoScenes(
+            PhotoSceneConfig(frames=args.frames),
+            read_photographs(args.photographs),
+            seed=args.seed,
+        )
+        threshold = limits.visibility_threshold
+        teachers = [load_teacher(name, threshold, threads=1) for name in args.teachers]
+    except (EngineError, ValueError, OSError) as error:
+        parser.error(str(error))
     rows: dict[tuple[str, str], list[Shares]] = {}
     for index in tqdm(range(args.clips), unit='clip', disable=None):
         clip = scenes.clip(index, args.points)

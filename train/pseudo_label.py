@@ -34,10 +34,19 @@ import numpy as np
 from tqdm import tqdm
 
 from cotracker_ros.demo.video import VideoError
+from cotracker_ros.engines import EngineError
 from train.data.readers.pseudo_labels import FORMAT, LabelledClip, name_of, pack
 from train.data.storage import Busy, Folder, Lease
 from train.data.videos import Facts, VideoFile, VideoReader, find_videos
-from train.teachers import LabelConfig, Teacher, TooFewPoints, label, load_teacher, weights_hash
+from train.teachers import (
+    LabelConfig,
+    Teacher,
+    TooFewPoints,
+    label,
+    load_teacher,
+    try_out,
+    weights_hash,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = ('done before', 'done', 'skipped', 'failed', 'missing')
@@ -474,10 +483,10 @@ def main(arguments: list[str] | None = None) -> int:
         teachers = tuple((name, weights_hash(name)) for name in args.teachers)
         job = Job(LabelConfig(**chosen), teachers, args.output, args.device, args.threads)
         for name in args.teachers:  # one that cannot be loaded ends the run before any work
-            load_teacher(name, job.config.visibility_threshold)
+            try_out(load_teacher(name, job.config.visibility_threshold))
         pool = on_ray(job, args.ray) if args.ray else in_process(job)
         report = run(args.videos, job, pool, args.limit, args.per_video)
-    except (Busy, OutputError, ValueError, OSError, ImportError) as error:
+    except (Busy, EngineError, OutputError, ValueError, OSError, ImportError) as error:
         print(f'pseudo_label: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -105,8 +105,16 @@ def load_teacher(
     )
 
 
+def try_out(teacher: Teacher) -> None:
+    """Let a network track a point through two grey frames: what its runtime refuses, it refuses
+    here, before there is work to lose. Raises what the tracker raises.
+    """
+    if teacher.tracks_hidden:
+        teacher.track(np.full((2, 64, 64, 3), 128, np.uint8), np.array([[0, 32, 32]], np.float32))
+
+
 def weights_hash(name: str) -> str:
-    """The sha256 of what a teacher's results come from. Raises ValueError or OSError."""
+    """The sha256 of what a teacher's results come from. Raises EngineError or OSError."""
     if name in BASELINES:
         return hashlib.sha256(f'{name}, OpenCV {cv2.__version__}'.encode()).hexdigest()
     path = Path(name)

@@ -95,8 +95,8 @@ def open_tracker(
     (streaming), or a checkpoint (.safetensors, .pth, .pt: the whole video at once).
 
     threshold: probability above which a network's point counts as visible; None: by
-    the model's own rule. Raises ValueError (EngineError among them) or OSError for a name or a
-    file of no tracker.
+    the model's own rule. Raises EngineError, ValueError or OSError for a name or a file of no
+    tracker.
     """
     if name in BASELINES:
         return BASELINES[name]
