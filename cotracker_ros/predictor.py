@@ -122,7 +122,7 @@ class _Predictor(nn.Module):
 
 
 class CoTrackerPredictor(_Predictor):
-    """VideoTracks points through a whole video.
+    """Tracks points through a whole video.
 
     `checkpoint` is a published or own file, or None for random weights; `offline`, `v2` and
     `window_len` say what it should hold. ValueError where it does not.
@@ -148,7 +148,8 @@ class CoTrackerPredictor(_Predictor):
         backward_tracking: bool = False,
         keypoints: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Track `queries` (B, N, 3), frame, x, y; or a grid of points; or, given neither, all.
+        """Track points through videos (B, T, 3, H, W) with values 0 to 255: `queries` (B, N, 3) of
+        frame, x px, y px; or a grid of points; or, given neither, all.
 
         A grid has `grid_size`^2 points at frame `grid_query_frame`, only those inside `segm_mask`
         (1, 1, H, W) where given. Points are tracked forward from their frame, with
@@ -157,7 +158,9 @@ class CoTrackerPredictor(_Predictor):
 
         `keypoints` (N,), whole numbers, say which of a body's keypoints the queries are, -1: none,
         to a network with an embedding of keypoints. Left out, queries are plain points, also 17 of
-        one frame.
+        one frame. Raises ValueError, naming what was given, for other shapes, for queries that are
+        not finite or of frames that the video has not, and for keypoints that the network does not
+        know.
         """
         _check_video(video)
         _check_grid(grid_size, grid_query_frame, video.shape[1])
@@ -242,7 +245,7 @@ class CoTrackerPredictor(_Predictor):
 
 
 class CoTrackerOnlinePredictor(_Predictor):
-    """VideoTracks points through a video that comes in chunks, each overlapping the last by half.
+    """Tracks points through a video that comes in chunks, each overlapping the last by half.
 
     A first call registers the points. Later calls take 2 * `step` frames, the last perhaps
     fewer, and overlap with the call before by `step` frames.
@@ -282,10 +285,13 @@ class CoTrackerOnlinePredictor(_Predictor):
         grid_query_frame: int = 0,
         add_support_grid: bool = False,
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Track the next chunk (B, F, 3, H, W): tracks and visibility of all frames so far.
+        """Track the next chunk (B, F, 3, H, W), values 0 to 255: of all frames so far, tracks
+        (B, T, N, 2) px and visibility (B, T, N) bool.
 
         With `is_first_step` nothing is tracked: a new video begins, with points `queries`
-        (B, N, 3) or a grid, and (None, None) is returned. The chunk then only tells the size.
+        (B, N, 3) of frame, x px, y px, or a grid, and (None, None) is returned. The chunk then
+        only tells the size. Raises ValueError for other shapes, without a first step, for a chunk
+        of a wrong length, and after a short one.
         """
         _check_video(video_chunk)
         if is_first_step:

@@ -69,8 +69,9 @@ def track_back(
 ) -> dict[int, Tracks]:
     """Return, by frame, the tracks of points before their queries: the video run in reverse.
 
-    tracker: as for `track_frames`, another one than it; queries likewise. The tracks have the ids
-    and stamps that the run forwards gives; their age is 0.
+    tracker: as for `track_frames`, another one than it; so are queries (N, 3) and keypoints (N,).
+    open_clip: opens the video anew, at its beginning. The tracks have the ids and stamps that the
+    run forwards gives; their age is 0.
     """
     fps, last = open_clip().fps, int(queries[:, 0].max())
     order = np.argsort(-queries[:, 0], kind='stable')  # in which the reversed video asks for them
@@ -115,7 +116,8 @@ HELD = 1 << 29  # bytes of frames that stay in memory while a video is read back
 def reversed_frames(
     open_clip: Callable[[], Video], count: int, times: list[float] | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield the first `count` frames of a video, the last first; `times` gets their seconds.
+    """Yield the first `count` frames (H, W, 3) of a video, the last first; `times` gets their
+    seconds.
 
     Video files cannot be read backwards reliably, so a long one is read forwards once for every
     512 MiB of frames, the last part first. Raises ValueError where it has fewer frames.
@@ -211,7 +213,7 @@ def overlay(
     total: int | None,
     pose: Bodies | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames with their tracks drawn, adding them to `history` on the way.
+    """Yield the frames (H, W, 3) uint8 RGB with their tracks drawn, adding these to `history`.
 
     pose: what the points of ids 1 to N are; keypoints are drawn as skeletons, without tails.
     """

@@ -203,7 +203,7 @@ def draw_errors(frame: np.ndarray, xy: np.ndarray, truth: np.ndarray) -> np.ndar
 
 
 def titled(frame: np.ndarray, text: str) -> np.ndarray:
-    """Write a line of text into the upper left corner of a copy of the frame, light on dark."""
+    """Return the frame (H, W, 3) uint8 with a line of text, light on dark, in its upper left."""
     _check_frame(frame)
     canvas = np.ascontiguousarray(frame).copy()
     scale = max(frame.shape[:2]) / 640
@@ -216,7 +216,7 @@ def titled(frame: np.ndarray, text: str) -> np.ndarray:
 
 
 def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
-    """Lay frames of one size out in rows, left to right, on a dark ground.
+    """Lay frames (H, W, 3) uint8 of one size out in rows, left to right, on a dark ground.
 
     Raises ValueError without frames or where their sizes differ.
     """

@@ -25,7 +25,7 @@ def usage(pid: int) -> tuple[float, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> str:
-    """Run camera and node for a time; returns the line of figures."""
+    """Run camera and node for a time; returns the line of figures. DemoError without tracks."""
     everyone, with_profile = environments()
     side = round(arguments.points**0.5)
     node = ['cotracker_ros', '--ros-args', '-p', f'initial_grid:={side}']

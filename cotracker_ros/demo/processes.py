@@ -65,7 +65,7 @@ class Process:
             return self._child.wait()
 
     def wait(self, seconds: float) -> None:
-        """Wait for the process to end by itself."""
+        """Wait for the process to end by itself; DemoError where it takes longer."""
         try:
             self._child.wait(seconds)
         except subprocess.TimeoutExpired:

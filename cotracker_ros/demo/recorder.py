@@ -67,7 +67,9 @@ class Recorder(Node):
         say('tracks', len(self.tracks), stamp)
 
     def table(self) -> dict[str, np.ndarray]:
-        """Return all tracks as arrays: stamps (T,) ns, ids (N,), xy (T, N, 2), flags (T, N)."""
+        """Return all tracks as arrays: stamps (T,) ns, ids (N,), xy (T, N, 2) px,
+        flags (T, N), and when they were published, (T,) s.
+        """
         stamps = np.array(sorted(self.tracks), np.int64)
         rows = [
             {'ids': row['id'], 'xy': np.stack([row['x'], row['y']], 1), 'flags': row['flags']}
@@ -81,8 +83,8 @@ class Recorder(Node):
     def draw(self, table: dict[str, np.ndarray], folder: Path, fps: float, speed: float) -> str:
         """Write overlay.mp4 and overlay.png of the frames that were tracked; returns the codec.
 
-        `fps`: of all images; where only some were tracked, motion keeps its speed. `speed`: how
-        much faster than it was played the video is shown.
+        table: as `table` returns it. fps: of all images; where only some were tracked, motion
+        keeps its speed. speed: how much faster than it was played the video is shown.
         """
         shown = [t for t, stamp in enumerate(table['stamps'].tolist()) if stamp in self.pictures]
         if not shown:

@@ -28,7 +28,10 @@ SLOWEST = 2.0  # images a second, or a first look takes minutes
 
 
 def step_seconds(frame: np.ndarray, arguments: argparse.Namespace) -> float:
-    """Return the time of one step of the model on this machine, the median of a second of them."""
+    """Return the seconds of one step of the model on this machine, the median over one second.
+
+    frame: (H, W, 3) uint8. Raises EngineError for a model that cannot be loaded.
+    """
     points = grid(arguments.grid, frame.shape[:2])
     tracker = StreamingTracker(arguments.model, max(64, len(points)), arguments.engine)
     try:
@@ -46,7 +49,8 @@ def step_seconds(frame: np.ndarray, arguments: argparse.Namespace) -> float:
 def record(video: Video, shown_at: float, arguments: argparse.Namespace) -> tuple[list[int], dict]:
     """Run the processes; returns the stamps (ns) that were sent and the recorder's figures.
 
-    The video is played at its `fps`, and the overlay at `shown_at` frames a second.
+    The video is played at its `fps`, and the overlay at `shown_at` frames a second. Raises
+    DemoError, naming its log, where a process fails.
     """
     output, seconds = arguments.output, arguments.seconds
     everyone, with_profile = environments()
@@ -128,10 +132,12 @@ def _follow(
 
 
 def known_motion_errors(table: dict[str, np.ndarray], sent: list[int]) -> dict[str, float]:
-    """Compare tracks of the rendered clip with its known motion.
+    """Compare tracks of the rendered clip, as of `Recorder.table`, with its known motion.
 
-    Counts points from their query frame on, where the clip says that they are seen; `still` is
-    the median error of points that would not move at all.
+    sent: stamps of the images, ns. Returns `median` and `still` in px, and as shares of 1
+    `within3` (px) and `visibility`; nothing where no point can be compared. Counts points from
+    their query frame on, where the clip says that they are seen; `still` is the median error of
+    points that would not move at all.
     """
     clip, index = Clip(), {stamp: i for i, stamp in enumerate(sent)}
     frames = np.array([index[s] for s in table['stamps'].tolist()])
@@ -207,7 +213,10 @@ def main() -> int:
 
 
 def paced(video: Video, arguments: argparse.Namespace) -> Video:
-    """Return the video with the rate at which it is played: what was asked for, or is kept."""
+    """Return the video with the rate at which it is played: what was asked for, or is kept.
+
+    Raises DemoError for a rate that cannot be played.
+    """
     if arguments.rate is not None:
         if not 0 < arguments.rate <= 1000:
             raise DemoError(f'--rate must be above 0 and at most 1000, not {arguments.rate}')

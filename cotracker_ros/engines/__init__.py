@@ -115,7 +115,10 @@ def _construct(
 
 
 def find_model(name: str | Path, engine: str = 'auto') -> Path:
-    """The file of a model given by path or, without a suffix, by the name of a shipped one."""
+    """The file of a model given by path or, without a suffix, by the name of a shipped one.
+
+    Raises EngineError where there is none, or none that this engine runs.
+    """
     path = Path(name)
     suffixes = sum(_SUFFIXES.values(), ())
     if path.suffix in suffixes or path.exists():

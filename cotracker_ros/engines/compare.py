@@ -93,7 +93,9 @@ def difference(
 
 
 def allowed(precision: str, runtime: str) -> dict[str, float]:
-    """Tolerance by output for an engine of this runtime that computes in this precision."""
+    """Largest difference allowed, by output, for an engine of this runtime and precision: `xy` in
+    model pixels, the others of probabilities. Raises EngineError for an unknown precision.
+    """
     if precision not in TOLERANCE:
         raise EngineError(
             f'no tolerance for the precision {precision!r}; there are {", ".join(TOLERANCE)}'

@@ -9,7 +9,7 @@ from cotracker_ros.engines.metadata import EngineError
 
 
 def runtime():
-    """The module of cuda-python that binds the CUDA runtime."""
+    """The module of cuda-python that binds the CUDA runtime; EngineError where there is none."""
     try:
         from cuda.bindings import runtime as module  # 12.6 and later
 

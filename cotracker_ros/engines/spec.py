@@ -121,7 +121,10 @@ def interface(path, graph: Graph, metadata: Metadata, cameras: int, points: int)
 
 
 def resolve(name: str, dims: Iterable, cameras: int, points: int) -> tuple[int, ...]:
-    """A shape whose open dimensions are filled in; without names they are cameras, then points."""
+    """A shape whose open dimensions are filled in; without names they are cameras, then points.
+
+    Raises EngineError for a dimension of another name.
+    """
     named = {CAMERAS: cameras, POINTS: points}
     unnamed: Iterator[int] = iter((cameras, points))
     shape = []
@@ -140,6 +143,7 @@ def ring_length(path, name: str, state: Sequence[int], following: Sequence[int])
     A step gives one row where it takes several: the engine writes the row of step t, counted from
     the reset, straight into place t modulo their number, and nothing else of the ring is copied.
     The graph counts along; it reads no row of a frame that is about to be overwritten.
+    Raises EngineError where the shapes are neither the same nor those of a ring and a row of it.
     """
     if len(state) != len(following):
         raise EngineError(f'{path}: state.{name} and next.{name} have not the same rank')

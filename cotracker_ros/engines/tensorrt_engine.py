@@ -14,14 +14,20 @@ _log = logging.getLogger(__name__)
 
 
 def load_engine(path: Path, cameras: int, slots: int) -> 'TensorRtEngine':
-    """Check the sidecar, then start the library it names."""
+    """Check the sidecar, then start the library it names; raises EngineError as `start`, and for
+    an engine that was never compared.
+    """
     found = sidecar.read(path)
     sidecar.check_compared(path, found)
     return start(path, found, cameras, slots)
 
 
 def start(path: Path, found: sidecar.Sidecar, cameras: int, slots: int) -> 'TensorRtEngine':
-    """Start the engine at `path`, compared or not, if it was built for what is here."""
+    """Start the engine at `path`, compared or not.
+
+    Raises EngineError where it was built for another library version, GPU or size than these, or
+    where TensorRT or cuda-python is missing.
+    """
     try:
         library = importlib.import_module(found.library)
     except ImportError as error:

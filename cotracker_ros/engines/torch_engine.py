@@ -78,7 +78,7 @@ class TorchEngine(base.Engine):
 
     def warm_up(self) -> None:
         """Run once, which lets the libraries allocate, then record the step where that is asked
-        for.
+        for. Raises EngineError where torch cannot record it.
         """
         super().warm_up()
         if not self._recorded:
@@ -143,7 +143,10 @@ def constants_made_once():
 def load_checkpoint_engine(
     path: Path, device: str, cameras: int, slots: int, threads: int
 ) -> TorchEngine:
-    """The step of a checkpoint with the iterations it was made for (published ones: 1)."""
+    """The step of a checkpoint with the iterations it was made for (published ones: 1).
+
+    Raises EngineError without torch, and for a file that is no checkpoint or cannot be streamed.
+    """
     try:
         import torch  # noqa: F401
 

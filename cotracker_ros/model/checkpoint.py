@@ -73,7 +73,9 @@ def load_checkpoint(path: str | Path, image_size: tuple[int, int] | None = None)
 
 
 def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Tell what of a state dict is not as a network's own; '' where all of it is."""
+    """Tell which keys of a state dict are missing, unexpected or of another shape than `expected`;
+    '' where it fits.
+    """
     shapes = {
         key: f'{key} {tuple(state[key].shape)}, not {tuple(expected[key].shape)}'
         for key in expected.keys() & state.keys()
@@ -101,7 +103,11 @@ def checkpoint_metadata(model: nn.Module, origin: Origin | None = None) -> dict[
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint without running code from it."""
+    """Read the tensors of a checkpoint (.safetensors, or what torch.load takes), by key, without
+    running code from it.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged or holds anything else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:

@@ -33,7 +33,7 @@ COMPARED_TOGETHER = 512  # points, counted in every frame: 64 MiB of features at
 
 @dataclass(frozen=True)
 class VideoTracks:
-    """VideoTracks of N points over T frames, with or without a leading axis of clips."""
+    """Tracks of N points over T frames, with or without a leading axis of clips."""
 
     xy: Tensor  # (T, N, 2) pixels of the frames given
     visibility: Tensor  # (T, N) in [0, 1]
@@ -114,7 +114,9 @@ class FeatureUpdate(nn.Module):
         return patches[:, :, 0, patches.shape[3] // 2, None]
 
     def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> WindowEstimate:
-        """Make the first estimate of a window."""
+        """Make the first estimate of a window: xy (B, N, S, 2) feature pixels, logits
+        (B, N, S, 1), template (B, N, 1, C).
+        """
         return WindowEstimate(xy, logits, template.expand(-1, -1, xy.shape[2], -1))
 
     def correlate(self, patches: Tensor, estimate: WindowEstimate, _: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ class FeatureUpdate(nn.Module):
         return torch.cat(parts, dim=-1) + position
 
     def apply_delta(self, estimate: WindowEstimate, delta: Tensor) -> WindowEstimate:
-        """Add the transformer's output."""
+        """Add the transformer's output (B, N, S, delta_size): x, y in feature pixels first."""
         update = self.feature(self.norm(delta[..., 2:]))
         feature = estimate.feature + nn.functional.gelu(update)
         return WindowEstimate(estimate.xy + delta[..., :2], self.visibility(feature), feature)
@@ -155,7 +157,9 @@ class TemplateUpdate(nn.Module):
         return patches
 
     def begin(self, xy: Tensor, logits: Tensor, template: Tensor) -> WindowEstimate:
-        """Make the first estimate of a window."""
+        """Make the first estimate of a window: xy (B, N, S, 2) feature pixels, logits
+        (B, N, S, 2); the template (B, N, L, P, C) stays as it is.
+        """
         return WindowEstimate(xy, logits)
 
     def correlate(self, patches: Tensor, _: WindowEstimate, template: Tensor) -> Tensor:
@@ -170,7 +174,7 @@ class TemplateUpdate(nn.Module):
         return torch.cat([estimate.logits, corr, motion], dim=-1)
 
     def apply_delta(self, estimate: WindowEstimate, delta: Tensor) -> WindowEstimate:
-        """Add the transformer's output."""
+        """Add the transformer's output (B, N, S, delta_size): x, y in feature pixels first."""
         return WindowEstimate(estimate.xy + delta[..., :2], estimate.logits + delta[..., 2:])
 
 
@@ -285,7 +289,8 @@ class CoTracker(nn.Module):
 
         `frames` (B, F, 3, H, W) are those not given before: S in the first call, S / 2 in later
         ones, fewer only in the last (a network that does not slide takes all frames at once).
-        Estimates cover the frames from `state.start` to the newest.
+        Estimates cover the frames from `state.start` to the newest. Raises ValueError for more
+        frames than a window holds, and for less than one iteration.
         """
         window = self.config.window if self.config.sliding else frames.shape[1]
         rows = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])

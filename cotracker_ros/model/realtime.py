@@ -750,7 +750,7 @@ def encoder_of(state: dict[str, Tensor]) -> str:
 
 
 def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of before version 0.2 with zeros for the inputs that layers have gained."""
+    """An older state dict with zeros for the inputs that layers have gained since."""
     state = dict(state)
     for key in ('refiner.embed.0.weight', 'calibration.weight', 'redetection.weight'):
         if key in state and key in expected:

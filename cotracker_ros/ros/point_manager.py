@@ -105,7 +105,9 @@ class PointManager:
                 self._place(frame, None, p)
 
     def after(self, frame: np.ndarray, tracks: Tracks, p) -> int:
-        """Give up points that stay away and replace missing ones; returns how many went."""
+        """Give up points that stay invisible and replace missing ones, after `frame` (H, W, 3) was
+        tracked; returns how many were given up. p: the node's parameters.
+        """
         with self._lock:
             if self._placing:  # a service dropped all points while the model ran
                 return 0
@@ -119,7 +121,7 @@ class PointManager:
             return len(gone)
 
     def restart(self, frame: np.ndarray, stamp: float, p) -> None:
-        """Put the initial points into a frame just tracked, in which all points were dropped."""
+        """Put the initial points into a frame (H, W, 3) just tracked, where all were dropped."""
         with self._lock:
             self._place(frame, stamp, p)
 

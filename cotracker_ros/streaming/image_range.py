@@ -113,7 +113,8 @@ def _spanned(
 
 
 def to_8_bit(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Return values of any type as uint8: `limits` become 0 and 255, values beyond are clipped.
+    """Return values of any type as uint8, in their shape: `limits` become 0 and 255, values beyond
+    are clipped.
 
     Without limits the whole range of an integer type, 0 to 1 of floating point ones. NaN is 0.
     """

@@ -91,7 +91,7 @@ class Slots:
         return held
 
     def release(self, ids: np.ndarray) -> np.ndarray:
-        """Free the slots of these ids; returns the ids that were held."""
+        """Free the slots of these ids (N,); returns those that were held, (K,) uint32, sorted."""
         slots = np.flatnonzero(np.isin(self.ids, ids) & self.used)
         held = np.sort(self.ids[slots])
         self.ids[slots] = 0
@@ -99,7 +99,9 @@ class Slots:
         return held
 
     def start(self, slot: int, model_xy: np.ndarray, age: int) -> None:
-        """Make a waiting slot live, whose query frame was `age` frames ago."""
+        """Make a waiting slot live at `model_xy` (2,), model pixels, where it was seen
+        `age` frames ago.
+        """
         self.live[slot] = True
         self.age[slot] = age
         self.model_xy[slot] = model_xy

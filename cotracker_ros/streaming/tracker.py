@@ -53,7 +53,7 @@ class Tracks:
 
     @property
     def body(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which keypoints the points are, and whose; see `body_of`."""
+        """Which keypoints the points are, (N,) int32, and whose, (N,) uint32; see `body_of`."""
         return body_of(self.flags)
 
 
@@ -231,7 +231,7 @@ class StreamingTracker:
     def check_points(
         self, xy: np.ndarray, stamp: float | None = None, replacing: np.ndarray | tuple = ()
     ) -> None:
-        """Raise the ValueError that `add_points` would raise, and change nothing."""
+        """Raise the ValueError that `add_points` would raise for xy (N, 2); change nothing."""
         xy = _checked_points(xy, stamp)
         with self._lock:
             self._check_room(xy, stamp, replacing)
