@@ -129,15 +129,28 @@ TABLE = (
     Parameter(
         'model',
         'realtime',
-        'Shipped model (realtime, realtime_int8), or path of an .onnx or .engine file',
+        'Shipped model (realtime, realtime_int8), or path of an .onnx or .engine file, or of a '
+        'checkpoint (.safetensors, .pth; needs torch)',
     ),
-    Parameter('engine', 'auto', 'Runtime', choices=('auto', *ENGINES)),
-    Parameter('threads', 0, 'CPU threads of the model; 0 chooses', low=0, high=256),
+    Parameter(
+        'engine',
+        'auto',
+        'Runtime of the model; auto: for .onnx openvino where it is installed, else onnxruntime',
+        choices=('auto', *ENGINES),
+    ),
+    Parameter(
+        'threads',
+        0,
+        'CPU threads of the model; 0: all cores that the process may use, less one for ROS where '
+        'there are more than two',
+        low=0,
+        high=256,
+    ),
     Parameter(
         'max_points',
         0,
-        'Slots for points: constant cost and memory; 0: 64, or as many as the initial points and '
-        '`target_points` need',
+        'Number of points that fit; time and memory are those of so many, used or not. 0: 64, or '
+        'as many as the initial points and `target_points` need',
         low=0,
         high=MAX_SLOTS,
     ),
@@ -206,8 +219,8 @@ TABLE = (
     Parameter(
         'image_range',
         'auto',
-        'Values of images with more than 8 bits that are black and white: `bits:12`, `min,max`, '
-        'or auto: what the first images span, then fixed',
+        'Which values of images with more than 8 bits become black and white: `bits:12`, '
+        '`min,max`, or auto: what the first images span, then fixed',
         dynamic=True,
         check=image_range.parse,
     ),
@@ -238,8 +251,8 @@ TABLE = (
     Parameter(
         'late_within',
         1.0,
-        'An image older than the newest by less is late and not tracked; by more, or three in a '
-        'row: stamps jumped back, and all points start anew',
+        'An image that is older than the newest by less than this is late and not tracked; by '
+        'more, or the third late one in a row: stamps jumped back, and all points start anew',
         unit='s',
         low=0.0,
         high=60.0,
@@ -248,7 +261,8 @@ TABLE = (
     Parameter(
         'query_timeout',
         5.0,
-        'Time of the image stamps for which a point waits for an image of its stamp; 0: for ever',
+        'How long, by the stamps of the images, a point waits for the image of its stamp; 0: for '
+        'ever',
         unit='s',
         low=0.0,
         high=3600.0,
