@@ -698,6 +698,11 @@ def test_the_held_out_set_is_rendered_once_and_comes_back(tmp_path):
     (again,) = readers.held_out(path)
     np.testing.assert_array_equal(again.video, clip.video)
     assert path.stat().st_mtime_ns == written
-    path.write_bytes(b'half')
-    with pytest.raises(DataError, match='not a held-out set'):
-        list(readers.held_out(path))
+    whole = path.read_bytes()
+    other, row = io.BytesIO(), io.BytesIO()
+    np.savez(other, xy=np.zeros(3))
+    np.save(row, np.zeros(3))
+    for content in (b'half', whole[: len(whole) // 2], other.getvalue(), row.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match='not a held-out set'):
+            list(readers.held_out(path))

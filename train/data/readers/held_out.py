@@ -1,5 +1,6 @@
 """The rendered held-out sets: rendered once, from photographs that training never sees."""
 
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,9 +84,11 @@ def _read(
     if not path.is_file():
         _render(path, render)
     try:
-        with np.load(path) as file:
+        with path.open('rb') as raw, np.load(raw) as file:
             content = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+        for key in ('queries', 'tracks', 'visible'):
+            content[key]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{path}: not a held-out set ({error}): delete it') from error
     if name == 'people' and 'keypoint' not in content:
         raise DataError(f'{path}: a set without people: name another file')
