@@ -57,6 +57,12 @@ def test_weights_with_an_embedding_do_not_lose_it_unsaid(tmp_path, capsys):
     assert torch.equal(again.refiner.keypoints.table, model.refiner.keypoints.table)
     with pytest.raises(ValueError, match='an embedding of 17 keypoints, the shape has none'):
         run_from(tmp_path / 'told.safetensors', tmp_path, shape={'keypoints': 0})
+    # Nor does a run that goes on.
+    run_from(tmp_path / 'told.safetensors', tmp_path / 'run').save()
+    written(tmp_path / 'plain.safetensors')
+    table = r'run holds a run of another model; unexpected: refiner\.keypoints\.table'
+    with pytest.raises(ValueError, match=table):
+        run_from(tmp_path / 'plain.safetensors', tmp_path / 'run')
     shapes = r'of another shape: refiner\.keypoints\.table \(17, 1, 32\), not \(20, 1, 32\)'
     with pytest.raises(ValueError, match=rf'cannot begin with .*told\.safetensors: .*{shapes}'):
         run_from(tmp_path / 'told.safetensors', tmp_path, shape={'keypoints': 20})

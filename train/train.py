@@ -146,6 +146,9 @@ class Run:
                 f'{self.folder} holds a run of another model: {saved["identity"]}; '
                 'choose another folder'
             )
+        # The shape of the weights that a run began with is not in what it says of itself.
+        if found := misfit(saved['model'], self.model.state_dict()):
+            raise ValueError(f'{self.folder} holds a run of another model; {found}')
         model = {f'model.{name}': x for name, x in saved['model'].items()}
         self.objective.load_state_dict(model | saved['objective'])
         self.average.load_state_dict(saved['average'])
