@@ -116,6 +116,23 @@ def test_time_runs_backwards_in_a_share_of_the_clips(folder):
         assert (way * steps > 0).all()  # the dots move right and down
 
 
+def test_recordings_run_at_random_rates_up_to_the_fastest_asked_for():
+    x = np.stack(np.broadcast_arrays(np.arange(60.0)[:, None], 20.0 + np.arange(5)), -1)
+    video, visible = np.zeros((60, 32, 64, 3), np.uint8), np.ones((60, 5), bool)
+    clip = Clip('line', video, np.insert(x[0], 0, 0, axis=1), x.astype(np.float32), visible)
+    whole = dataclasses.replace(STILL, scale=(1.0, 1.0))
+    config = BatchConfig(clips=40, points=5, pace=(1.0, 4.0), augment=whole)
+    clips = RecordedSource('x', [None], lambda _: clip, (32, 64), 8, config, seed=1).batch(0)
+    frames = clips.tracks[:, :, 0, 0].round()
+    rates = (frames[:, -1] - frames[:, 0]) / 7
+    assert 1 <= rates.min() < 1.5 and 3.5 < rates.max() <= 4 + 1 / 7
+    assert 2 < rates.mean() < 3 and len(frames[:, 0].unique()) > 10
+    # A short recording goes no faster than its frames last.
+    short = Clip('short', video[:8], clip.queries, clip.tracks[:8], visible[:8])
+    source = RecordedSource('x', [None], lambda _: short, (32, 64), 8, config, seed=1)
+    assert (source.batch(0).tracks.diff(dim=1)[..., 0].round() == 1).all()
+
+
 def test_what_is_not_known_is_told_so():
     video, tracks, visible = moving_dots()
     known = np.ones_like(visible)

@@ -148,6 +148,18 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
         assert torch.equal(value, weights(rest)[name]), name
 
 
+def test_the_learning_rate_rises_and_falls_as_half_a_cosine(tmp_path):
+    run = Run(dataclasses.replace(CONFIG, steps=100, warmup=20), tmp_path, 'cpu')
+    rates = []
+    for run.step in range(101):
+        rates.append(run.rate())
+    assert rates[9] == pytest.approx(0.5) and rates[20] == pytest.approx(1)
+    assert rates[60] == pytest.approx(0.02 + 0.98 / 2) and rates[100] == pytest.approx(0.02)
+    run.config = dataclasses.replace(run.config, warmup=0)
+    run.step = 0
+    assert run.rate() == 1
+
+
 def test_another_model_is_not_resumed(tmp_path):
     Run(CONFIG, tmp_path, 'cpu').save()
     other = dataclasses.replace(CONFIG, shape={**CONFIG.shape, 'features': 16})
