@@ -26,13 +26,13 @@ from train.objectives.base import visibility_rows  # noqa: E402
 from train.objectives.realtime import RealtimeRecipe  # noqa: E402
 from train.train import Run  # noqa: E402
 
+WINDOWED = {'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2}
 SHAPES = {
     'realtime': {'features': 8, 'width': 16, 'heads': 2, 'virtual': 2, 'image_scale': 1},
-    'cotracker2': {'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2},
-    'cotracker3_online': {
-        'depth': 1, 'window': 4, 'width': 16, 'heads': 2, 'channels': 10, 'levels': 2,
-    },
-}  # fmt: skip
+    'cotracker2': WINDOWED,
+    'cotracker3_online': WINDOWED,
+    'cotracker3_offline': WINDOWED,
+}
 CONFIG = TrainConfig(
     sources={'pseudo_labels': 1.0}, freeze_visibility=True, steps=10, warmup=0, lr=1e-2,
     weight_decay=0.1, clip=10.0, iterations=2, workers=0,
