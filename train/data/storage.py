@@ -110,7 +110,8 @@ class Lease:
 
     Raises Busy where another run holds it. A run that was killed is followed at once on its own
     machine, elsewhere after 90 s of silence. Two runs that begin in the same instant on an object
-    store can both get it: what they write must not depend on who writes it.
+    store, or on a disk without locks, can both get it: what they write must not depend on who
+    writes it.
     """
 
     def __init__(self, folder: Folder):
@@ -142,7 +143,8 @@ class Lease:
             return
         Path(self.folder.root).mkdir(parents=True, exist_ok=True)
         with open(self.folder.path(LOCK), 'ab') as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # some file systems of clusters have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def __exit__(

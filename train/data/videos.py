@@ -70,7 +70,7 @@ def find_videos(urls: Sequence[str]) -> tuple[list[VideoFile], int]:
             suffix = Path(path).suffix.lower()
             info = found[path]
             # A pipe or a socket, which would keep its reader waiting.
-            special = info['type'] == 'other' and not info.get('islink')
+            special = info.get('type') == 'other' and not info.get('islink')
             if special or _name(path).startswith('.'):
                 others += 1
             elif _folder(path) in recordings or suffix in IMAGE_SUFFIXES:
