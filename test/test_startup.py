@@ -1,6 +1,7 @@
 """How the node's process begins and ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,25 @@ def test_a_parameter_of_another_type_gives_one_line():
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert done.stderr.startswith('camera: ') and 'loop' in done.stderr
+
+
+@pytest.mark.parametrize(
+    'module, arguments, message',
+    [
+        ('ros.camera', ['-p', 'rate:=5'], r"'rate' to '5' .*; a number is written .* 5\.0$"),
+        ('ros.camera', ['-p', 'sourc:=x'], "there is no parameter 'sourc'; did you mean 'source'"),
+        ('ros.people', ['-p', 'patienc:=1.0'], "'patienc'; did you mean 'patience'"),
+        ('ros.people', ['-p', 'camera:=a b'], "Invalid topic name: .* 'tracker/a b/queries'$"),
+        ('ros.echo', ['a b'], "Invalid topic name: .*: 'a b'$"),
+        ('live', ['--tracker', 'a b'], "'a b' is no name of a tracker or camera"),
+    ],
+)  # fmt: skip
+def test_wrong_names_and_numbers_give_one_line(module, arguments, message):
+    marker = ['--ros-args'] if arguments[0] == '-p' else []
+    command = [sys.executable, '-m', f'cotracker_ros.{module}', *marker, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert re.search(message, done.stderr.strip().splitlines()[-1]), done.stderr
 
 
 WITHOUT_HOME = """

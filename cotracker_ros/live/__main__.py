@@ -8,8 +8,10 @@ import sys
 import threading
 
 import rclpy
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
+from rclpy.validate_topic_name import validate_topic_name
 
 from cotracker_ros.live.node import LiveNode
 from cotracker_ros.ros.startup import StartError, init, own_arguments
@@ -40,6 +42,11 @@ def parsed(args: list[str]) -> argparse.Namespace:
     options = parser.parse_args(args)
     if not 0 <= options.port < 65536:
         parser.error(f'--port must be 0 to 65535, not {options.port}')
+    for name in filter(None, (options.tracker, options.camera)):
+        try:
+            validate_topic_name(name)
+        except InvalidTopicNameException:
+            parser.error(f'{name!r} is no name of a tracker or camera')
     options.token = options.token or os.environ.get(TOKEN_VARIABLE) or None
     return options
 

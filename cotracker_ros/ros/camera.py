@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 
 from cotracker_ros.demo.video import VideoError, open_video
 from cotracker_ros.ros.messages import array_to_image
+from cotracker_ros.ros.parameters import check_names
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.resources import resource_file
 from cotracker_ros.ros.startup import run
@@ -38,6 +39,7 @@ class CameraNode(Node):
         super().__init__('camera')
         for name, (default, text) in PARAMETERS.items():
             self.declare_parameter(name, default, ParameterDescriptor(description=text))
+        check_names(self, PARAMETERS)
         self._publisher = self.create_publisher(Image, 'image', QoSProfile(depth=5))
 
     def run(self) -> None:

@@ -26,6 +26,7 @@ from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import (
     StartError,
     ignore_interrupts,
+    in_one_line,
     init,
     interrupt_once,
     shutdown,
@@ -46,8 +47,8 @@ def _transition(method):
         try:
             method(self)
             return getattr(super(TrackerNode, self), method.__name__)(state)
-        except (EngineError, ValueError) as error:
-            self.get_logger().error(f'{method.__name__}: {error}')
+        except (EngineError, ValueError, ParameterException) as error:
+            self.get_logger().error(f'{method.__name__}: {in_one_line(error)}')
         except Exception:
             self.get_logger().error(f'{method.__name__}:\n{traceback.format_exc()}')
         return FAILURE
@@ -292,7 +293,7 @@ def main(args: list[str] | None = None) -> int:
             executor.add_node(node)
             executor.spin()
     except (StartError, ParameterException, ValueError) as error:  # of the command line or a file
-        print(f'tracker: {error}', file=sys.stderr)
+        print(f'tracker: {in_one_line(error)}', file=sys.stderr)
         status = 2
     finally:
         ignore_interrupts()

@@ -314,8 +314,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def declare(node) -> None:
     """Declare the table on a node.
 
-    Raises ValueError for a bad value from the command line or a file, and for a name there that
-    is none of the table's but resembles one.
+    Raises ValueError for a bad value from the command line or a file, and StartError for a name
+    there that is none of the table's but resembles one.
     """
     from rcl_interfaces.msg import ParameterDescriptor
 
@@ -325,11 +325,21 @@ def declare(node) -> None:
         given = node.declare_parameter(p.name, default, anything).value
         node.set_parameters([_typed(p, clean(p.name, given))])
         node.set_descriptor(p.name, _descriptor(p))
+    check_names(node, BY_NAME)
+
+
+def check_names(node, names: Iterable[str]) -> None:
+    """Warn of parameters from the command line or a file that `node` has not declared.
+
+    Raises StartError where one resembles one of its `names`: it is misspelt.
+    """
+    from cotracker_ros.ros.startup import StartError  # launch files read the table without rclpy
+
     for name in getattr(node, '_parameter_overrides', ()):  # rclpy tells them nowhere else
         if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
-            hint = did_you_mean(name, BY_NAME)
+            hint = did_you_mean(name, names)
             if hint:
-                raise ValueError(f'there is no parameter {name!r}{hint}')
+                raise StartError(f'there is no parameter {name!r}{hint}')
             node.get_logger().warning(f'there is no parameter {name!r}: it is not used')
 
 

@@ -22,6 +22,7 @@ from cotracker_ros.ros.messages import (
     rows_to_cloud,
     stamp_seconds,
 )
+from cotracker_ros.ros.parameters import check_names
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import run
 from cotracker_ros.ros.subscription import MatchedSubscription
@@ -70,6 +71,7 @@ class PeopleNode(Node):
                 description=text, read_only=True, floating_point_range=limits
             )
             numbers[name] = self.declare_parameter(name, default, described).value
+        check_names(self, (*NAMES, *NUMBERS))
         self._people = People(**numbers)
         self._newest = 0.0  # stamp of the newest image, seconds
         prefix = f'{names["camera"]}/' if names['camera'] else ''

@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rclpy
-from rclpy.exceptions import ParameterException
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    NameValidationException,
+    ParameterException,
+)
 from rclpy.executors import ExternalShutdownException
 from rclpy.utilities import remove_ros_args
 
@@ -27,8 +31,8 @@ def run(
 ) -> int:
     """Start ROS, do `work` until it ends or SIGINT or SIGTERM comes, and end ROS.
 
-    Returns the exit status: 0; 1 after one of `failures`; 2 for arguments or parameters that are
-    refused. Of both the user gets one line.
+    Returns the exit status: 0; 1 after one of `failures`; 2 for arguments, parameters or names of
+    topics that are refused. Of both the user gets one line.
     """
     interrupt_once()
     try:
@@ -36,11 +40,27 @@ def run(
             init(args)
             work()
         return 0
-    except (StartError, ParameterException, *failures) as error:
+    except failures as error:
         print(f'{program}: {error}', file=sys.stderr)
-        return 1 if isinstance(error, failures) else 2
+        return 1
+    except (StartError, ParameterException, NameValidationException) as error:
+        print(f'{program}: {in_one_line(error)}', file=sys.stderr)
+        return 2
     finally:
         shutdown()
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what an error says; of rclpy's, which point at characters in lines above, without
+    these lines.
+    """
+    if not isinstance(error, (ParameterException, NameValidationException)):
+        return str(error)
+    what, *quoted = (line.strip() for line in str(error).splitlines())
+    text = f'{what} {quoted[0]}' if quoted and quoted[0] else what
+    if isinstance(error, InvalidParameterTypeException) and "expecting type 'DOUBLE'" in text:
+        text += '; a number is written with its decimal point, such as 5.0'
+    return text
 
 
 def init(args: list[str] | None = None, **options) -> None:
