@@ -12,6 +12,7 @@ from train.data.synthetic.people import (  # noqa: E402
     GROUND,
     POSES,
     SHIN,
+    TEXTURES,
     THIGH,
     Figure,
     People,
@@ -19,6 +20,7 @@ from train.data.synthetic.people import (  # noqa: E402
     hips_down,
     person,
     place_figure,
+    random_people,
 )
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
 from train.data.synthetic.random_source import RandomSource  # noqa: E402
@@ -163,6 +165,32 @@ def test_the_nearer_person_hides_the_other_and_furniture_hides_both(random):
     hidden = as_people([near, board]).keypoints()[1].float().mean(0)
     legs = [n for n, name in enumerate(KEYPOINTS) if name.endswith(('knee', 'ankle'))]
     assert (hidden[legs] == 1).all() and (hidden[NUMBER['nose']] < 0.2).all()
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_two_who_pass_each_other_cross_and_the_nearer_hides_the_other(seed, monkeypatch):
+    random = RandomSource(torch.Generator().manual_seed(seed))
+    monkeypatch.setattr(random, 'number', chosen_first(random.number, 0.5))  # two who pass
+    times = torch.arange(61.0) - 30
+    camera = torch.eye(3).expand(len(times), 3, 3)
+    body = random_people(random, times, camera, torch.rand(TEXTURES, 3, 4, 4), (240, 320), 0.0)
+    assert body.instance.unique().tolist() == [0, 1]
+    hips = [NUMBER['left_hip'], NUMBER['right_hip']]
+    place = body.joints.unflatten(1, (2, 17))[:, :, hips].mean(2)  # (T, 2, 3) px
+    apart = place[:, 1] - place[:, 0]
+    ways = place[-1, :, 0] - place[0, :, 0]
+    assert ways[0] * ways[1] < 0  # they walk opposite ways, along the picture, and cross
+    assert apart[0, 0] * apart[-1, 0] < 0 and apart[30, 0].abs() < apart[[0, -1], 0].abs().min()
+    assert (apart[:, 2] > 0).all()  # the first is the nearer one
+    hidden = body.keypoints()[1].unflatten(1, (2, 17)).float().mean(2)
+    crossing = int(apart[:, 0].abs().argmin())
+    assert hidden[crossing, 1] > hidden[[0, -1], 1].mean()
+
+
+def chosen_first(draw, first):
+    """The function, but for its first value."""
+    waiting = [first]
+    return lambda *args, **kwargs: waiting.pop() if waiting else draw(*args, **kwargs)
 
 
 def test_clips_hold_keypoints_first_and_other_points_after_them():
