@@ -220,6 +220,7 @@ def test_bad_videos_are_told_and_counted_and_the_rest_goes_on(videos, tmp_path, 
     (videos / 'text.mkv').write_text('no video at all\n' * 100)
     (videos / 'notes.txt').write_text('not even named like one')
     write_pictures(videos / 'still', texture(1))
+    write_video(videos / 'one.mp4', texture(1, (100, 120), seed=8), 30)
     write_pictures(videos / 'twin', texture(seed=0))
     write_pictures(videos / 'blank', np.full((8, 96, 128, 3), 70, np.uint8))
     torn = tmp_path / 'whole.mp4'
@@ -231,11 +232,12 @@ def test_bad_videos_are_told_and_counted_and_the_rest_goes_on(videos, tmp_path, 
     os.mkfifo(videos / 'pipe.mp4')
     assert run(videos, '--output', tmp_path / 'out') == 0
     out, wrong = capsys.readouterr()
-    assert '4 unreadable' in out and '1 too short' in out and '1 there twice' in out
+    assert '4 unreadable' in out and '2 too short' in out and '1 there twice' in out
     assert '2 other files' in out and '4, of these 3 done, 1 skipped' in out
     assert '1 skipped: 0 keypoints' in out
     for name in ('empty.mp4', 'text.mkv', 'torn.mp4', 'caf\\udce9.mp4'):
         assert name in wrong
+    assert f'too short: {videos / "still"}: 1 frames, 4 are needed' in wrong
     assert len(PseudoLabels(tmp_path / 'out')) == 3
     assert PseudoLabels(tmp_path / 'out').missing() == 0
 

@@ -304,6 +304,8 @@ def plan(
             counts['there twice'] += 1
         elif not starts:
             counts['too short'] += 1
+            needed = f'{facts.frames} frames, {config.min_frames} are needed'
+            print(f'too short: {video.url}: {needed}', file=sys.stderr)
         else:
             counts['of use'] += 1
         contents.add(facts.sha256)
