@@ -264,6 +264,22 @@ def test_what_could_not_be_read_is_tried_again(videos, tmp_path, monkeypatch, ca
     assert len(PseudoLabels(tmp_path / 'out')) == 3
 
 
+def test_what_is_known_of_many_videos_is_read_at_once(videos, tmp_path, monkeypatch):
+    read = Folder.read
+
+    def alone(folder, name):
+        assert not name.startswith('videos/')  # a million of them, one after the other
+        return read(folder, name)
+
+    monkeypatch.setattr(Folder, 'read', alone)
+    for out in (tmp_path / 'out', 'memory://known'):
+        for _ in range(2):
+            assert run(videos, '--output', out, '--limit', '1') in (0, 2)
+        assert run(videos, '--output', out) == 0
+        assert len(PseudoLabels(out)) == 3
+    fsspec.filesystem('memory').rm('/known', recursive=True)
+
+
 def test_large_videos_are_shrunk_as_they_are_read(tmp_path):
     path = write_pictures(tmp_path / 'large', texture(3, (2160, 3840)))
     ((video,), _) = find_videos([str(path)])

@@ -87,6 +87,7 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     frames: int = 0
     worker: str = ''
+    note: dict[str, Any] = {}  # noqa: RUF012 (never written to), what was found out of a video
 
 
 class Worker:
@@ -112,7 +113,7 @@ class Worker:
             content |= {**dataclasses.asdict(facts), 'files': video.files}
         except Exception as error:  # a decoder may raise anything; the rest goes on
             content['unreadable'] = _told(error)
-        return self._write(name, _json(content))
+        return self._write(name, _json(content))._replace(note=content)
 
     def label(self, clip: PlannedClip) -> Outcome:
         """Label a clip and write the labels, or why there are none."""
@@ -281,15 +282,17 @@ def plan(
     """The clips of the videos, of each at most `per_video`, and how many videos are of use. What
     is known of a video from an earlier run is not found out again.
     """
-    known = set(folder.names('videos', '.json'))
-    notes = {v: json.loads(folder.read(n)) for v in videos if (n := _video_note(v)) in known}
+    names, known = {video: _video_note(video) for video in videos}, folder.names('videos', '.json')
+    old = folder.read_all(sorted(set(known) & set(names.values())))
+    notes = {video: json.loads(old[name]) for video, name in names.items() if name in old}
     new = [v for v in videos if v not in notes or not _still_holds(notes[v], v)]
     for video, outcome in _bar(pool('inspect', new), len(new), 'video'):
         _stop_if_lost(outcome)
+        notes[video] = outcome.note
         if outcome.state == 'failed':  # its worker died of it, each time
             note = {'video': video.url, 'unreadable': outcome.reason, 'stamp': video.stamp}
-            folder.write(_video_note(video), _json(note))
-        notes[video] = json.loads(folder.read(_video_note(video)))
+            folder.write(names[video], _json(note))
+            notes[video] = note
     clips: dict[str, PlannedClip] = {}
     counts, contents = Counter(), set()
     for video in videos:

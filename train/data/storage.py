@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,12 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises OSError."""
         return self.system.cat_file(self.path(name))
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Read many files, many at a time where the file system can. Raises OSError."""
+        paths = [self.path(name) for name in names]
+        found = self.system.cat_ranges(paths, None, None, on_error='raise')
+        return dict(zip(names, found, strict=True))
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
