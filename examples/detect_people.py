@@ -8,18 +8,17 @@ The detector is a process of its own, which speaks as examples/blazepose.py does
 same for the keypoints of one person, and score), also where nobody was found.
 """
 
-import sys
 import time
 
 import numpy as np
 import rclpy
 from follow_people import Detector
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 
 from cotracker_ros.ros.messages import MessageError, image_to_array, rows_to_cloud
+from cotracker_ros.ros.startup import run
 
 POSE = np.dtype([
     ('x', '<f4'), ('y', '<f4'), ('keypoint', '<i4'), ('instance', '<u4'), ('score', '<f4'),
@@ -31,9 +30,12 @@ class PeopleDetector(Node):
 
     def __init__(self) -> None:
         super().__init__('detect_people')
-        self.declare_parameter('detector', '')
-        self._period = 1 / self.declare_parameter('rate', 2.0).value
-        self._detector, self._due = Detector(self.get_parameter('detector').value), 0.0
+        command = self.declare_parameter('detector', '').value
+        rate = self.declare_parameter('rate', 2.0).value
+        if not (command and rate > 0):
+            raise ValueError('needs -p detector:=COMMAND, and a rate above 0')
+        self._period, self._due = 1 / rate, 0.0
+        self._detector = Detector(command)
         self._poses = self.create_publisher(PointCloud2, 'poses', 5)
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Image, 'image', self._on_image, newest)
@@ -62,24 +64,18 @@ def rows_of(people: np.ndarray) -> np.ndarray:
     return rows.reshape(-1)
 
 
-def main() -> int:
-    """Run until interrupted; returns the exit status."""
-    rclpy.init()
-    node, status = None, 0
+def spin() -> None:
+    """Answer images until interrupted."""
+    node = PeopleDetector()
     try:
-        node = PeopleDetector()
         rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (OSError, ValueError, IndexError) as error:  # no detector, or one that ended
-        print(f'detect_people: {error}', file=sys.stderr)
-        status = 1
     finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return status
+        node.close()
+
+
+def main() -> int:
+    """Run the node; returns the exit status, with one line where the detector does not run."""
+    return run('detect_people', spin, failures=(OSError, ValueError))
 
 
 if __name__ == '__main__':
