@@ -186,7 +186,6 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 
 class BuilderFlag(enum.Enum):
     TF32 = 1
-    VERSION_COMPATIBLE = 2
 
 
 class LayerType(enum.Enum):
@@ -254,10 +253,7 @@ class TimingCache:
 
 class Config:
     def __init__(self):
-        self.flags, self.cleared, self.profile, self.cache = set(), set(), None, None
-
-    def set_flag(self, flag):
-        self.flags.add(flag)
+        self.cleared, self.profile, self.cache = set(), None, None
 
     def clear_flag(self, flag):
         self.cleared.add(flag)

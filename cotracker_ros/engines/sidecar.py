@@ -1,7 +1,7 @@
 """What is written beside a TensorRT engine, and the refusal of an engine that is stale.
 
 An engine runs only with the library, on the GPU and in the sizes it was built for, and TensorRT
-says little when one of them differs. `export/build_trt.py` writes `<engine>.json`; loading
+says little when one of them differs. `cotracker-build-trt` writes `<engine>.json`; loading
 compares it. The sidecar also holds how far the engine was from ONNX Runtime: one that was never
 compared, or was too far, is refused.
 """
@@ -49,7 +49,7 @@ def read(engine: Path) -> Sidecar:
     if not path.is_file():
         raise EngineError(
             f'{engine}: its {path.name} is missing, so it is not known what it was '
-            'built for; build it with export/build_trt.py'
+            'built for; build it with cotracker-build-trt'
         )
     try:
         values = json.loads(path.read_text())
@@ -63,7 +63,7 @@ def read(engine: Path) -> Sidecar:
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise EngineError(
-            f'{path}: not a sidecar of this export/build_trt.py; build the engine again'
+            f'{path}: not a sidecar of this cotracker-build-trt; build the engine again'
         ) from None
     if sha256(engine) != found.engine_sha256:
         raise EngineError(
@@ -88,14 +88,14 @@ def check_compared(engine: Path, found: Sidecar) -> None:
     if found.difference is None:
         raise EngineError(
             f'{engine}: never compared with ONNX Runtime (--build-only); compare it '
-            'on this computer with export/build_trt.py --compare-only'
+            'on this computer with cotracker-build-trt --compare-only'
         )
     compare.require(found.difference, found.precision, 'tensorrt', str(engine))
 
 
 def check(engine: Path, found: Sidecar, version: str, gpu: str, cameras: int, slots: int) -> None:
     """Refuse an engine of another library version, GPU or size, saying what to do."""
-    again = 'build it again on this computer with export/build_trt.py'
+    again = 'build it again on this computer with cotracker-build-trt'
     if found.version != version:
         raise EngineError(
             f'{engine}: built by {found.library} {found.version}, but {version} is '

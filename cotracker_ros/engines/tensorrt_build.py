@@ -36,7 +36,6 @@ class Options:
     cameras: tuple[int, int, int] = (1, 1, 1)
     points: tuple[int, int, int] = (1, 64, 256)
     tf32: bool = False  # TensorFloat-32 in products of float32: faster, 10 bits of mantissa
-    version_compatible: bool = False  # runs on later releases too, slower
     compute_capability: str | None = None  # of another GPU than this one, 'SM89'; TensorRT-RTX
     timing_cache: Path | None = None  # measurements kept between builds; not TensorRT-RTX
 
@@ -104,8 +103,6 @@ def _configure(library, builder, network, config, options: Options) -> None:
     flags = library.BuilderFlag
     if not options.tf32 and hasattr(flags, 'TF32'):
         config.clear_flag(flags.TF32)
-    if options.version_compatible:
-        config.set_flag(flags.VERSION_COMPATIBLE)
     if options.compute_capability:
         known = getattr(library, 'ComputeCapability', None)
         if not hasattr(known, options.compute_capability):
@@ -214,11 +211,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('model', type=Path, help='an .onnx file of export_onnx.py')
     parser.add_argument('--output', type=Path, required=True, help='the .engine file to write')
     sizes = {'type': int, 'nargs': 3, 'metavar': ('MIN', 'BEST', 'MAX')}
-    parser.add_argument('--points', **sizes, default=Options.points, help='max_points to serve')
-    parser.add_argument('--cameras', **sizes, default=Options.cameras)
-    parser.add_argument('--tf32', action='store_true', help='faster products of float32')
-    parser.add_argument('--version-compatible', action='store_true')
-    parser.add_argument('--timing-cache', type=Path)
+    for name, default, what in (
+        ('--points', Options.points, 'values of max_points to serve'),
+        ('--cameras', Options.cameras, 'cameras in one step to serve; the node takes one'),
+    ):
+        given = ' '.join(map(str, default))
+        parser.add_argument(name, **sizes, default=default, help=f'{what} [{given}]')
+    parser.add_argument(
+        '--tf32',
+        action='store_true',
+        help='compute products of float32 in TF32: faster, less exact',
+    )
+    parser.add_argument(
+        '--timing-cache', type=Path, help='file of measurements, kept for the next build'
+    )
     parser.add_argument('--rtx', action='store_true', help='TensorRT-RTX in place of TensorRT')
     parser.add_argument('--compute-capability', help='of another GPU, such as SM89 (with --rtx)')
     only = parser.add_mutually_exclusive_group()
@@ -242,12 +248,14 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             library = importlib.import_module(name)
         except ImportError as error:
-            raise EngineError(f'cannot import {name}: {error}') from None
+            raise EngineError(
+                f'cannot import {name} ({error}): it comes with JetPack, elsewhere '
+                f'pip install {name.replace("_", "-")}'
+            ) from None
         options = Options(
             tuple(args.cameras),
             tuple(args.points),
             args.tf32,
-            args.version_compatible,
             args.compute_capability,
             args.timing_cache,
         )

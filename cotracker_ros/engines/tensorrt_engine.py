@@ -1,4 +1,4 @@
-"""TensorRT 10.3 to 11 and TensorRT-RTX, on an engine that export/build_trt.py built here."""
+"""TensorRT 10.3 to 11 and TensorRT-RTX, on an engine that cotracker-build-trt built here."""
 
 import importlib
 import logging
@@ -31,7 +31,10 @@ def start(path: Path, found: sidecar.Sidecar, cameras: int, slots: int) -> 'Tens
     try:
         library = importlib.import_module(found.library)
     except ImportError as error:
-        raise EngineError(f'the engine tensorrt cannot import {found.library}: {error}') from None
+        raise EngineError(
+            f'the engine tensorrt cannot import {found.library} ({error}): it comes with JetPack, '
+            f'elsewhere pip install {found.library.replace("_", "-")}'
+        ) from None
     cuda = cuda_calls.Cuda(cuda_calls.runtime())
     sidecar.check(path, found, library.__version__, cuda.gpu(), cameras, slots)
     return TensorRtEngine(path, found, library, cuda, cameras, slots)

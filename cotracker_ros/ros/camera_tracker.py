@@ -358,7 +358,8 @@ class CameraTracker:
         """Publish the tracks where `place(camera_info, size, rectified)` puts them."""
         try:
             if self._camera_info is None:
-                raise MessageError('needs camera_info, of which none has come')
+                topic = self._node.resolve_topic_name(f'{self._prefix}camera_info')
+                raise MessageError(f'needs camera_info, and none has come on {topic}')
             rectified = is_rectified(self.image_topic, self._node.parameters.rectified)
             cloud = tracks_to_cloud(tracks, header, place(self._camera_info, size, rectified))
             if not send(self._tracks_3d, cloud):

@@ -117,7 +117,8 @@ def _undistorted(pixels: np.ndarray, matrix: np.ndarray, info: CameraInfo) -> np
             return cv2.projectPoints(points[:, None], zero, zero, matrix, distortion)[0]
     else:
         raise MessageError(
-            f'camera_info has the distortion model {model!r} with {distortion.size} values'
+            f'camera_info has the distortion model {model!r} with {distortion.size} values; '
+            'known are plumb_bob (4 or 5), rational_polynomial (8, 12 or 14) and equidistant (4)'
         )
     # How often OpenCV iterates differs between its versions, and a strong lens needs more.
     with np.errstate(over='ignore', invalid='ignore'):

@@ -49,7 +49,7 @@ class Slots:
         if count > size - used:
             raise ValueError(
                 f'{count} points to add, but {used} of max_points = {size} are in '
-                f'use: {size - used} are free'
+                f'use: {size - used} are free; remove points or raise max_points'
             )
         if self._next_id + count - 1 > LAST_ID:
             raise ValueError('all 4294967295 ids are used up; restart the tracker')

@@ -330,7 +330,8 @@ class StreamingTracker:
         if not known or stamp < known[0].stamp:
             raise ValueError(
                 f'the points were seen at {stamp:.6f} s, before the frames that the '
-                f'model remembers (from {(known or self._frames)[0].stamp:.6f} s)'
+                f'model remembers (from {(known or self._frames)[0].stamp:.6f} s); '
+                'without a stamp they start in the next one'
             )
         return known[_first_not_before([f.stamp for f in known], stamp)].size
 
