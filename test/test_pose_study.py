@@ -1,7 +1,9 @@
 """Ablations of poses: what a run begins with, whose points have numbers, and the page."""
 
+import dataclasses
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('tensorboard', reason='trains')
 
 from safetensors.torch import save_file  # noqa: E402
+from test_readers import write_posetrack  # noqa: E402
 
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
@@ -103,6 +106,33 @@ def test_a_mixture_with_people_resumes_exactly(tmp_path):
     for source, _, losses in straight:
         held = losses['joint_relation'], losses['occlusion_aware']
         assert (min(held) > 0) == (source == 'people') and (max(held) > 0) == (source == 'people')
+
+
+def test_evaluation_asks_for_what_is_known_and_names_it(tmp_path, monkeypatch):
+    write_posetrack(tmp_path / 'set', np.random.default_rng(0))
+    written(tmp_path / 'plain.safetensors')
+    run = run_from(
+        tmp_path / 'plain.safetensors', tmp_path, shape={'keypoints': 17}, workers=0, evaluated=1,
+        sources={'posetrack': 1.0}, posetrack=str(tmp_path / 'set'),
+        scene={'size': list(SIZE), 'frames': 3},
+    )  # fmt: skip
+    asked, track = [], type(run.model).track
+
+    def told(model, video, queries, **numbers):
+        asked.append((len(queries), numbers['keypoints'].tolist()))
+        found = track(model, video, queries, **numbers)
+        return dataclasses.replace(found, visibility=torch.ones_like(found.visibility))
+
+    scores = []
+    monkeypatch.setattr(type(run.model), 'track', told)
+    monkeypatch.setattr('train.train.tapvid', lambda *args: scores.append(args) or {'x': 1.0})
+    monkeypatch.setattr(run, 'average', SimpleNamespace(module=run.model))
+    writer = SimpleNamespace(add_scalar=print, add_image=lambda *args, **more: None)
+    assert run.evaluate(writer) == {'x': 1.0}
+    assert asked == [(2, [0, 9])]
+    _, _, visible, _, seen, _ = scores[0]
+    # The wrist is hidden in the second frame, where nobody knows: nothing is claimed there.
+    assert visible.T.tolist() == seen.T.tolist() == [[1, 1, 1], [1, 0, 1]]
 
 
 def clips(keypoint, instance) -> Clips:

@@ -448,6 +448,32 @@ def test_posetrack_as_a_source_of_training(tmp_path, rng):
         PoseTrackSource(str(tmp_path), (24, 32), 3, BatchConfig(), 1, 'gone.json')
 
 
+def test_posetrack_is_shown_where_it_is_known(tmp_path, rng, monkeypatch):
+    pytest.importorskip('torch')
+    from train import visualize_data
+
+    write_posetrack(tmp_path, rng)
+    config = tmp_path / 'run.yaml'
+    config.write_text(
+        f'sources: {{posetrack: 1}}\nposetrack: {tmp_path}\n'
+        'scene: {size: [48, 64], frames: 3}\nbatch: {points: 8}\n'
+    )
+    shown, draw = [], visualize_data.draw
+
+    def drawn(video, tracks, visible, body, t):
+        shown.append(np.isfinite(tracks).all(-1))
+        return draw(video, tracks, visible, body, t)
+
+    monkeypatch.setattr(visualize_data, 'draw', drawn)
+    words = ['--config', str(config), '--clips', '1', '--output', str(tmp_path / 'seen')]
+    monkeypatch.setattr('sys.argv', ['visualize_data.py', *words])
+    visualize_data.main()
+    # Person 7 from frame 1 on: the nose in all, the wrist in all but frame 2, and nothing else.
+    assert len(shown) == 3 and shown[0].T[[0, 9]].tolist() == [[1, 1, 1], [1, 0, 1]]
+    assert shown[0].sum() == 5
+    assert (tmp_path / 'seen' / 'preview.png').exists()
+
+
 def test_posetrack_maps_joints_by_the_names_of_its_category(tmp_path, rng):
     content = write_posetrack(tmp_path, rng)
     path = tmp_path / 'annotations' / 'val' / 'a.json'

@@ -274,17 +274,23 @@ class Run:
         model.eval()
         unseen = self.data(self.config.seed + 1_000)
         batches = self.batches(unseen)
+        names = ('video', 'tracks', 'visible', 'known', 'query_frame', 'keypoint')
         clips = (
-            (clips.video[b], clips.tracks[b], clips.visible[b], clips.query_frame[b])
+            [getattr(clips, name)[b] for name in names]
             for clips in batches
             for b in range(len(clips.video))
         )
-        for video, tracks, visible, t in islice(clips, self.config.evaluated):
+        for video, tracks, visible, known, t, keypoint in islice(clips, self.config.evaluated):
+            # Points of which nothing is known fill up a batch: nobody sees them anywhere.
+            asked = visible[t, torch.arange(len(t), device=t.device)].nonzero()[:, 0]
+            t, keypoint = t[asked], keypoint[asked]
+            tracks, visible, known = tracks[:, asked], visible[:, asked], known[:, asked]
             queries = torch.cat(
                 [t[:, None].float(), tracks[t, torch.arange(len(t), device=t.device)]], 1
             )
-            found = model.track(video.movedim(-1, 1).float(), queries)
-            seen = model.facts.visible_whole(found.visibility, found.confidence)
+            numbers = {} if model.keypoints is None else {'keypoints': keypoint}
+            found = model.track(video.movedim(-1, 1).float(), queries, **numbers)
+            seen = model.facts.visible_whole(found.visibility, found.confidence) & known
             seen = seen.cpu().numpy()
             xy, frames = found.xy.cpu().numpy(), video.cpu().numpy()
             truth, visible = tracks.cpu().numpy(), visible.cpu().numpy()

@@ -61,14 +61,15 @@ def main() -> None:
 
 
 def rendered(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
-    """The frames of a batch, clip by clip, with its tracks and skeletons."""
+    """The frames of a batch, clip by clip, with its tracks, where known, and skeletons."""
     config = read_config(yaml.safe_load(args.config.read_text()) or {})
     batch = dataclasses.replace(config.batch, clips=args.clips)
     clips = mixture(dataclasses.replace(config, batch=batch), args.seed).batch(0)
-    names = ('video', 'tracks', 'visible', 'keypoint', 'instance')
-    for video, tracks, visible, *body in zip(
+    names = ('video', 'tracks', 'visible', 'known', 'keypoint', 'instance')
+    for video, tracks, visible, known, *body in zip(
         *(getattr(clips, name).numpy() for name in names), strict=True
     ):
+        tracks = np.where(known[..., None], tracks, np.nan)
         yield [draw(video, tracks, visible, (body[0], body[1]), t) for t in range(len(video))]
 
 
