@@ -110,7 +110,7 @@ class _Mirrored(Sequence):
         return self._times[self._last] - self._times[self._last - back]
 
 
-HELD = 1 << 29  # bytes of frames that stay in memory while a video is read backwards
+HELD_BYTES = 1 << 29  # bytes of frames that stay in memory while a video is read backwards
 
 
 def reversed_frames(
@@ -127,7 +127,7 @@ def reversed_frames(
         clip = open_clip()
         if end == count:  # nothing is known of the frames yet
             first = next(iter(clip.frames))
-            part = max(1, HELD // first.nbytes)
+            part = max(1, HELD_BYTES // first.nbytes)
             clip = open_clip()
         start = max(0, end - part)
         held = list(islice(clip.frames, start, end))

@@ -105,7 +105,7 @@ def folder(tmp_path, monkeypatch):
     """Return a folder of twelve images, 128 x 96, ten levels brighter each: 2 px a frame."""
     tracker = lambda model, count, *_: StreamingTracker(Drifting(count))  # noqa: E731
     monkeypatch.setattr(track_video, 'StreamingTracker', tracker)
-    monkeypatch.setattr(track_video, 'HELD', 5 * 128 * 96 * 3)  # five frames at a time
+    monkeypatch.setattr(track_video, 'HELD_BYTES', 5 * 128 * 96 * 3)  # five frames at a time
     path = tmp_path / 'frames'
     path.mkdir()
     for t in range(12):

@@ -133,7 +133,7 @@ def precision_of(form: str, options: Options) -> str:
     return full if form == 'fp32' else form
 
 
-def proven(engine: Path, found: sidecar.Sidecar, model: Path) -> sidecar.Sidecar:
+def compared(engine: Path, found: sidecar.Sidecar, model: Path) -> sidecar.Sidecar:
     """The sidecar of an engine with its difference from ONNX Runtime on `model`.
 
     Raises EngineError where it is past the tolerance or not of this model.
@@ -176,12 +176,12 @@ def make(library, model: Path, output: Path, options: Options, build_only: bool)
             precision_of(metadata.precision, options),
             None,
         )
-        found = found if build_only else proven(part, found, model)
+        found = found if build_only else compared(part, found, model)
         os.replace(part, output)
     finally:
         part.unlink(missing_ok=True)
     found.write(output)
-    return f'wrote {output}: {len(plan) / 1e6:.1f} MB for {gpu}\n{_told(found)}'
+    return f'wrote {output}: {len(plan) / 1e6:.1f} MB for {gpu}\n{_difference_text(found)}'
 
 
 def compare_only(model: Path, output: Path) -> str:
@@ -189,12 +189,12 @@ def compare_only(model: Path, output: Path) -> str:
 
     The sidecar is written only for one that is as it should be.
     """
-    found = proven(output, sidecar.read(output), model)
+    found = compared(output, sidecar.read(output), model)
     found.write(output)
-    return _told(found)
+    return _difference_text(found)
 
 
-def _told(found: sidecar.Sidecar) -> str:
+def _difference_text(found: sidecar.Sidecar) -> str:
     if found.difference is None:
         return (
             'not compared with ONNX Runtime: it is not loaded before --compare-only has '

@@ -253,14 +253,14 @@ class LiveServer:
             report = {'report': self._node.report()}
             if self._trouble:
                 report['report'].update(level='error', message=self._trouble)
-            await asyncio.gather(*(_told(viewer, report) for viewer in self._viewers))
+            await asyncio.gather(*(_send_report(viewer, report) for viewer in self._viewers))
 
     async def _on_shutdown(self, app: web.Application) -> None:
         for viewer in tuple(self._viewers):
             await viewer.socket.close(code=1001, message=b'the server stops')
 
 
-async def _told(viewer: Viewer, report: dict) -> None:
+async def _send_report(viewer: Viewer, report: dict) -> None:
     """Send a report; of a browser that reads nothing, give up when the next one is due."""
     with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
         await asyncio.wait_for(viewer.send(report), REPORT_SECONDS)

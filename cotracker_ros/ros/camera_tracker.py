@@ -230,10 +230,10 @@ class CameraTracker:
             self._note_changes(msg.format if self._compressed else msg.encoding, picture, p)
             frame = picture.rgb(self._range.limits(picture.values))
             moment = self._moment_of(stamp, arrival, p)
-            trouble = self._trouble(picture, frame, p)
-            if trouble:
-                s.note(trouble, held=1)
-                tracks = self._held(moment)
+            untrackable = self._why_untrackable(picture, frame, p)
+            if untrackable:
+                s.note(untrackable, held=1)
+                tracks = self._hold_last(moment)
             else:
                 self._range.learn()
                 tracks = self._track(frame, moment, p)
@@ -289,7 +289,7 @@ class CameraTracker:
         now = self._node.get_clock().now().nanoseconds
         return now * 1e-9 - stamp if now else None  # 0: simulated time that has not begun
 
-    def _trouble(self, picture: Picture, frame: np.ndarray, p) -> str:
+    def _why_untrackable(self, picture: Picture, frame: np.ndarray, p) -> str:
         """Return why the model must not see an image, or ''; tell of one that is repeated."""
         repeats = self._repetition.update(picture.rows)
         if is_blank(frame):
@@ -325,7 +325,7 @@ class CameraTracker:
         s.count(retired=self.points.after(frame, tracks, p))
         return tracks
 
-    def _held(self, moment: float) -> Tracks:
+    def _hold_last(self, moment: float) -> Tracks:
         """Return the last tracks as invisible: the model must not see an image of nothing."""
         last = self._last
         if last is None:

@@ -11,7 +11,7 @@ from cotracker_ros.ros.resources import resource_file
 
 SEGMENT = 512 * 1024  # bytes: the default shared-memory segment of Fast DDS
 MOST_PROBLEMS = 4
-FEW_SECONDS = 512  # ages and step times kept for the percentiles
+KEPT_DURATIONS = 512  # ages and step times kept for the percentiles
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Statistics:
     image_bytes: int = 0  # of the last image
     problems: list[str] = field(default_factory=list)  # since the last report, the first few
     last_image: float | None = None  # monotonic seconds
-    ages: deque = field(default_factory=lambda: deque(maxlen=FEW_SECONDS))  # seconds
-    steps: deque = field(default_factory=lambda: deque(maxlen=FEW_SECONDS))  # seconds
+    ages: deque = field(default_factory=lambda: deque(maxlen=KEPT_DURATIONS))  # seconds
+    steps: deque = field(default_factory=lambda: deque(maxlen=KEPT_DURATIONS))  # seconds
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, **increments: int) -> None:
