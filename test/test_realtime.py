@@ -13,8 +13,10 @@ from cotracker_ros.engines import spec  # noqa: E402
 from cotracker_ros.geometry import rescale  # noqa: E402
 from cotracker_ros.model import load_checkpoint  # noqa: E402
 from cotracker_ros.model.realtime import (  # noqa: E402
+    CorrelationMap,
     Masks,
     Motion,
+    NearCorrelation,
     RealtimeConfig,
     RealtimeTracker,
     Refiner,
@@ -118,11 +120,26 @@ def test_the_search_starts_ahead_by_half_of_the_last_displacement():
     motion = Motion(
         torch.tensor([[[[40.0, 30]]]]), torch.tensor([[[[4.0, -2]]]]), some, some, some
     )
-    maps = [torch.zeros(1, 2, h, w) for h, w in ((12, 16), (6, 8), (3, 4), (1, 2))]
+    sizes = (12, 16), (6, 8), (3, 4), (1, 2)
+    levels = [CorrelationMap(torch.zeros(1, 2, *size)) for size in sizes]
     masks = Masks.build(torch.zeros(1, 1, 1, dtype=torch.int32), some > -1, CONFIG.window)
     past = [torch.zeros(1, 1, CONFIG.window - 1, refiner.cache_width)]
-    found = refiner(maps, motion, masks, past, 1).estimates[-1].xy
+    found = refiner(levels, motion, masks, past, 1).estimates[-1].xy
     assert torch.allclose(found, torch.tensor([[[[42.0, 29]]]]), atol=1e-4)
+
+
+def test_windows_without_a_map_are_those_of_the_map():
+    size, points, channels, offsets = (6, 9), 40, 5, Refiner(CONFIG).offsets
+    rng = np.random.default_rng(0)
+    cells = torch.from_numpy(rng.standard_normal((2, 54, channels)))
+    templates = torch.from_numpy(rng.standard_normal((2, points, 2, channels)))
+    level = NearCorrelation(cells, size, templates)
+    places = rng.uniform((-6, -6), (14, 11), (2, points, 2))  # in the picture and far outside
+    places[0, :4] = (0, 0), (8, 5), (-1, 5), (2.5, 6)
+    found = [x.windows(torch.from_numpy(places), offsets.double()) for x in
+             (level, level.everywhere())]  # fmt: skip
+    assert found[0].shape == (2, points, 2, 49) and (found[0] == 0).any()
+    assert torch.allclose(*found, atol=1e-9)
 
 
 def encode_exact(model, clips):

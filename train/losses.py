@@ -221,7 +221,7 @@ def balanced_bce(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 
 def sample_cells(features: Tensor, xy: Tensor) -> Tensor:
     """Read maps (B, C, h, w) at xy (B, N, 2) in cells, the border continued: (B, N, C)."""
-    grid = (xy / last_cell(features) * 2 - 1)[:, :, None]
+    grid = (xy / last_cell(features.shape[-2:], features) * 2 - 1)[:, :, None]
     sampled = F.grid_sample(features, grid, padding_mode='border', align_corners=True)
     return sampled[..., 0].transpose(1, 2)
 

@@ -3,11 +3,11 @@
 Two scales: features of a small picture tell points apart; grey patches of a picture `image_scale`
 times that size give their exact positions. Per frame: a convolutional pyramid; correlation maps of
 every point's two templates (what it looked like when it was queried, and recently) by one matrix
-product per level; a few refinements, each reading small windows of those maps into one token per
-point. Tokens attend to the point's own last frames, which are cached, and to the other points
-through a few virtual tracks, as in CoTracker. Then the patches are aligned (model/subpixel.py).
-The cost of a frame does not depend on the window, and in training all frames are refined in
-parallel under a causal mask.
+product per level, but at the finest, where only windows are compared; a few refinements, each
+reading small windows of all levels into one token per point. Tokens attend to the point's own last
+frames, which are cached, and to the other points through a few virtual tracks, as in CoTracker.
+Then the patches are aligned (model/subpixel.py). The cost of a frame does not depend on the
+window, and in training all frames are refined in parallel under a causal mask.
 
 Letters: G cameras or clips, F frames at once (1 in a stream), N points, P window positions, D
 width. Coordinates are model pixels, (0, 0) the centre of the top-left pixel, x before y.
@@ -99,6 +99,69 @@ class BestPlaces(NamedTuple):
 
     place: Tensor
     score: Tensor
+
+
+class CorrelationMap(NamedTuple):
+    """How two templates of every point compare with every cell of a level, values (B N, 2, h,
+    w), B = G F.
+    """
+
+    values: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Cells of the level, (h, w)."""
+        height, width = self.values.shape[-2:]
+        return height, width
+
+    def windows(self, place: Tensor, offsets: Tensor) -> Tensor:
+        """Values at place (B, N, 2) + offsets (P, 2) cells, x before y, zero outside the picture:
+        (B, N, 2, P).
+        """
+        to_grid = 2 / last_cell(self.size, place)
+        around = (offsets * to_grid - 1)[:, None]
+        grid = place.reshape(-1, 1, 1, 2) * to_grid + around
+        values = F.grid_sample(self.values, grid, padding_mode='zeros', align_corners=True)
+        return values.view(*place.shape[:2], 2, -1)
+
+
+class NearCorrelation(NamedTuple):
+    """The same of a level of which windows alone are read, so that most of its cells are never
+    compared: their features cells (B, h w, C); size (h, w); templates (B, N, 2, C).
+    """
+
+    cells: Tensor
+    size: tuple[int, int]
+    templates: Tensor
+
+    def windows(self, place: Tensor, offsets: Tensor) -> Tensor:
+        """As `CorrelationMap.windows`, for offsets that are a square of whole cells, row by row:
+        products with the cells beneath, then bilinear between them.
+        """
+        side = math.isqrt(offsets.shape[0]) + 1  # cells beneath the window, along each axis
+        beneath = torch.arange(side, dtype=place.dtype, device=place.device) + offsets[0, 0]
+        corner = place.floor()
+        cell = corner[..., None] + beneath  # (B, N, 2, side), x and y
+        inside = torch.minimum(cell.clamp(min=0), last_cell(self.size, place)[:, None])
+        # What each cell gives each position of the window; those outside the picture nothing.
+        unity = torch.eye(side, dtype=place.dtype, device=place.device)
+        first, second = unity[:, :-1], unity[:, 1:]
+        share = first + (place - corner)[..., None, None] * (second - first)
+        x, y = (share * (inside == cell)[..., None]).unbind(-3)
+        index = (inside[..., 1, :, None] * self.size[1] + inside[..., 0, None, :]).flatten(-2)
+        frame = torch.arange(place.shape[0], device=place.device, dtype=torch.int32)[:, None, None]
+        cells = gather(self.cells, index.int() + self.cells.shape[1] * frame)
+        product = self.templates @ cells.transpose(-1, -2)
+        product = product.unflatten(-1, (side, side))
+        return (y[:, :, None].transpose(-1, -2) @ product @ x[:, :, None]).flatten(-2)
+
+    def everywhere(self) -> CorrelationMap:
+        """Compare all cells."""
+        values = self.templates.flatten(1, 2) @ self.cells.transpose(1, 2)
+        return CorrelationMap(values.view(-1, 2, *self.size))
+
+
+Level = CorrelationMap | NearCorrelation
 
 
 class Refined(NamedTuple):
@@ -207,7 +270,7 @@ class Refiner(nn.Module):
 
     def forward(
         self,
-        maps: list[Tensor],
+        levels: list[Level],
         motion: Motion,
         masks: Masks,
         past: list[Tensor],
@@ -216,22 +279,24 @@ class Refiner(nn.Module):
     ) -> Refined:
         """Refine `iterations` times.
 
-        maps: per level correlation maps (G F N, 2, h, w); past: per iteration (G, N, window - 1,
-        cache_width); keypoint (G, N): numbers of a body's keypoints, -1: none.
+        levels: fine to coarse; past: per iteration (G, N, window - 1, cache_width); keypoint (G,
+        N): numbers of a body's keypoints, -1: none.
         """
         c = self.config
         xy = motion.xy + c.momentum * motion.velocity
-        best = self.best_places(maps, xy.shape)
-        middle = last_cell(maps[0]) * (self.config.strides[0] / 2)
+        best = self.best_places(levels, xy.shape)
+        middle = last_cell(levels[0].size, xy) * (self.config.strides[0] / 2)
         normalise, read_out = self.head
         estimates, caches = [], []
         for k in range(iterations):
-            windows, moves = self.read(maps, xy)
+            windows, moves = self.read(levels, xy)
             away = best.place - xy[..., None, :]
             far = (
                 torch.cat([away / c.far_scale, best.score[..., None]], -1).clamp(-2, 2).flatten(-2)
             )
-            here = windows.unflatten(-1, (len(maps), 2, -1))[..., 1, :, self.offsets.shape[0] // 2]
+            here = windows.unflatten(-1, (len(self.strides), 2, -1))[
+                ..., 1, :, self.offsets.shape[0] // 2
+            ]
             inputs = torch.cat(
                 [
                     windows * 4,
@@ -272,30 +337,27 @@ class Refiner(nn.Module):
             [s for s in self.strides for _ in range(2)], dtype=moves.dtype, device=moves.device
         )[:, None]
 
-    def read(self, maps: list[Tensor], xy: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows of all maps around xy (G, F, N, 2): (G, F, N, levels * 2 * (P + 1)) and soft
+    def read(self, levels: list[Level], xy: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows of all levels around xy (G, F, N, 2): (G, F, N, levels * 2 * (P + 1)) and soft
         arg-max moves in cells (G, F, N, levels * 2, 2). The last value of a window is its
         maximum.
         """
-        windows = []
-        for level, stride in zip(maps, self.strides, strict=True):
-            to_grid = 2 / last_cell(level)
-            around = (self.offsets * to_grid - 1)[:, None]
-            grid = xy.reshape(-1, 1, 1, 2) * (to_grid / stride) + around
-            windows.append(
-                F.grid_sample(level, grid, padding_mode='zeros', align_corners=True)[..., 0]
-            )
-        window = torch.stack(windows, 1).view(*xy.shape[:3], len(maps) * 2, -1)
+        place = xy.flatten(0, 1)
+        windows = [
+            level.windows(place / stride, self.offsets)
+            for level, stride in zip(levels, self.strides, strict=True)
+        ]
+        window = torch.cat(windows, 2).unflatten(0, xy.shape[:2])
         share = (window * self.config.sharpness).softmax(-1)
         value = torch.cat([window, window.amax(-1, keepdim=True)], -1)
         return value.flatten(-2), share @ self.offsets
 
-    def best_places(self, maps: list[Tensor], shape: torch.Size) -> BestPlaces:
+    def best_places(self, levels: list[Level], shape: torch.Size) -> BestPlaces:
         """The best place of the whole image per template, where the strides `far_levels` agree: a
         sharp soft arg-max, because with a hard one rounding decides between two equally good
         places, and runtimes round differently.
         """
-        fine, coarse = (maps[level] for level in self.config.far_levels)
+        fine, coarse = (levels[k].values for k in self.config.far_levels)
         height, width = fine.shape[-2:]
         level = (fine + upsample(coarse)) / 2
         flat = level.flatten(2)
@@ -480,17 +542,21 @@ class RealtimeTracker(HalfPrecisionEncoder):
         levels = rows.transpose(1, 2).split(self.counts, 2)
         return [x.unflatten(2, size) for x, size in zip(levels, self.sizes, strict=True)]
 
-    def correlate(self, rows: Tensor, templates: Tensor) -> list[Tensor]:
-        """Correlation maps of templates (G, F, N, 2, levels, C) with the features of frames,
-        rows (G F, cells, C): per level, and once more the coarsest averaged over 2x2 cells, (G F
-        N, 2, h, w).
+    def correlate(self, rows: Tensor, templates: Tensor) -> list[Level]:
+        """Compare templates (G, F, N, 2, levels, C) with the features of frames, rows (G F,
+        cells, C): per level, fine to coarse, and once more the coarsest averaged over 2 x 2
+        cells. The best place is looked for in levels from the first of `far_levels` on, so only
+        these are compared as a whole.
         """
-        maps = []
-        levels = zip(self.sizes, rows.split(self.counts, 1), strict=True)
-        for level, (size, cells) in enumerate(levels):
-            template = templates[..., level, :].flatten(0, 1).flatten(1, 2)
-            maps.append((template @ cells.transpose(1, 2)).view(-1, 2, *size))
-        return [*maps, F.avg_pool2d(maps[-1], 2)]
+        templates, first = templates.flatten(0, 1), min(self.config.far_levels)
+        levels = [
+            NearCorrelation(cells, size, templates[..., k, :])
+            for k, (size, cells) in enumerate(
+                zip(self.sizes, rows.split(self.counts, 1), strict=True)
+            )
+        ]
+        maps = [level.everywhere() for level in levels[first:]]
+        return [*levels[:first], *maps, CorrelationMap(F.avg_pool2d(maps[-1].values, 2))]
 
     def four_cells(self, xy: Tensor) -> tuple[Tensor, Tensor]:
         """The four cells around places xy (B, N, 2) px at every level, as numbers of a frame's
@@ -630,9 +696,9 @@ class RealtimeTracker(HalfPrecisionEncoder):
         """
         c, new = self.config, points.age == 0
         templates = torch.stack([points.template, points.recent], 2)
-        maps = self.correlate(rows, templates[:, None])
+        levels = self.correlate(rows, templates[:, None])
         masks = Masks.build(points.age[:, None], live[:, None], c.window)
-        refined = self.refiner(maps, points.motion, masks, past, len(past), keypoint)
+        refined = self.refiner(levels, points.motion, masks, past, len(past), keypoint)
         estimate, visibility, confidence = (x[:, 0] for x in refined.estimates[-1])
         token, best = refined.token[:, 0], BestPlaces(*(x[:, 0] for x in refined.best))
 

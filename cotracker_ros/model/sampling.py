@@ -12,7 +12,7 @@ Coordinates are feature pixels of level 0, x before y, pixel centres at integers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -83,7 +83,9 @@ class PyramidLayout:
         return block.flatten(-3, -2)
 
 
-def last_cell(level: Tensor) -> Tensor:
-    """Give x, y of the last cell of a map (..., h, w), at least 1: one cell has no extent."""
-    size = [max(level.shape[-1] - 1, 1), max(level.shape[-2] - 1, 1)]
-    return torch.tensor(size, dtype=level.dtype, device=level.device)
+def last_cell(size: Sequence[int], like: Tensor) -> Tensor:
+    """Give x, y of the last cell of a map of `size` (h, w), at least 1: one cell has no extent."""
+    height, width = size
+    return torch.tensor(
+        [max(width - 1, 1), max(height - 1, 1)], dtype=like.dtype, device=like.device
+    )

@@ -226,13 +226,13 @@ def refine_all(
 ) -> Refined:
     """Refine all frames in parallel from the recorded starts; keypoint (G, N) as in `Clips`."""
     count, _, points = record.age.shape
-    maps = model.correlate(rows.flatten(0, 1), torch.stack([record.template, record.recent], 3))
+    levels = model.correlate(rows.flatten(0, 1), torch.stack([record.template, record.recent], 3))
     masks = Masks.build(record.age, record.age >= 0, model.config.window)
     empty = torch.zeros(
         count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
     )
     caches = [empty] * iterations
-    return model.refiner(maps, record.motion, masks, caches, iterations, keypoint)
+    return model.refiner(levels, record.motion, masks, caches, iterations, keypoint)
 
 
 def refresh(
