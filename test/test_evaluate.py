@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stand_in_step
 
 from cotracker_ros import engines
 from cotracker_ros.engines import find_model
@@ -110,6 +111,52 @@ def test_streaming_shows_one_frame_at_a_time_and_asks_when_the_frame_comes():
         np.testing.assert_allclose(xy, np.repeat(queries[None, :, 1:], 5, 0), atol=1e-4)
         assert visible[:, 0].tolist() == [False, False, True, True, True]
         assert visible[:, 1].all()
+
+
+def posed(clip, keypoint):
+    """The clip with its points as keypoints of a person of 100 px."""
+    size = np.full(clip.visible.shape, 100.0)
+    number = np.array(keypoint)
+    return replace(clip, pose=Pose(size, size, size**2, number, 0 * number))
+
+
+def test_networks_are_told_which_keypoints_poses_ask_for(tmp_path):
+    asked = []
+
+    def knowing(video, queries, keypoints=None):
+        asked.append(keypoints)
+        return standing_still(video, queries)
+
+    both = {'knowing': knowing, 'still': standing_still}
+    evaluate.evaluate(both, [moving_clip(), posed(moving_clip(), [3, 9, 16])])
+    assert asked[0] is None and asked[1].tolist() == [3, 9, 16]
+
+    # On a stream: a model that moves points by their number.
+    pytest.importorskip('onnx')
+    tracker = trackers.streaming(stand_in_step.write(tmp_path / 'k.onnx', keypoints=True))
+    video, queries = np.zeros((3, 32, 48, 3), np.uint8), np.array([[0, 10, 10], [1, 20, 10]])
+    untold, told = (tracker(video, queries, k)[0] for k in (None, np.array([3, -1])))
+    assert (told - untold)[2, 0, 1] > 3 and np.array_equal(told[:, 1], untold[:, 1])
+
+
+def test_a_whole_video_is_tracked_with_its_keypoints():
+    torch = pytest.importorskip('torch')
+    from cotracker_ros.model import build_model
+
+    torch.manual_seed(3)
+    small = {'depth': 1, 'window': 4, 'width': 24, 'heads': 2, 'channels': 10, 'levels': 2}
+    model = build_model('cotracker2', (64, 96), keypoints=17, **small).eval()
+    torch.nn.init.normal_(model.keypoints.table)
+    frames = np.random.default_rng(0).integers(0, 256, (6, 64, 96, 3), np.uint8)
+    queries, numbers = np.array([[0, 30, 20], [1, 60, 40.0]]), np.array([9, -1])
+    for options in ({}, {'grid': 2}, {'first_estimate': True}, {'alone': True}):
+        tracker = trackers.whole_video(model, 1, **{'grid': 0, **options})
+        untold, told = (tracker(frames, queries, k)[0] for k in (None, numbers))
+        assert not np.allclose(told[2:, 0], untold[2:, 0], atol=1e-3), options
+    tracker = trackers.whole_video(model, 1, grid=0)
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    want = model.track(images, torch.from_numpy(queries).float(), 1, torch.from_numpy(numbers))
+    np.testing.assert_allclose(tracker(frames, queries, numbers)[0], want.xy.numpy(), atol=1e-3)
 
 
 def test_both_ways_goes_back_from_the_query():

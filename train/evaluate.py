@@ -28,7 +28,14 @@ from train import metrics
 from train.data import readers
 from train.data.clip import Clip, DataError
 from train.selection import PARTS, selection
-from train.trackers import BASELINES, Tracker, both_ways, streaming, whole_video
+from train.trackers import (
+    BASELINES,
+    Tracker,
+    both_ways,
+    streaming,
+    takes_keypoints,
+    whole_video,
+)
 
 
 def score(clip: Clip, xy: np.ndarray, visible: np.ndarray, strided: bool) -> dict[str, float]:
@@ -67,7 +74,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """Run trackers over clips; returns {tracker: {'mean': scores, 'clips': {name: scores}, ...}}.
 
-    `seconds` is a tracker's own time, `frames` how many it was given. Clips may come from a
+    `seconds` is a tracker's own time, `frames` how many it was given. Networks are told
+    which keypoints the queries of poses are. Clips may come from a
     generator: one is in memory at a time. videos: a folder for a video of each clip that shows
     all trackers side by side. Raises DataError from the reader, and ValueError where a tracker's
     result has another shape than the clip.
@@ -77,8 +85,10 @@ def evaluate(
         tracked = {}
         for name, tracker in trackers.items():
             run, row = both_ways(tracker) if strided else tracker, rows[name]
+            named = clip.pose is not None and takes_keypoints(run)
+            told = {'keypoints': clip.pose.keypoint} if named else {}
             began = time.perf_counter()
-            xy, visible = run(clip.video, clip.queries)
+            xy, visible = run(clip.video, clip.queries, **told)
             row['seconds'] += time.perf_counter() - began
             row['frames'] += len(clip.video)
             row['clips'][clip.name] = score(clip, xy, visible, strided)

@@ -3,9 +3,12 @@
 The networks, streaming or with the whole video at once, and classical trackers: Lucas-Kanade,
 chained DIS flow, standing still. Each takes a video (T, H, W, 3) uint8 RGB and queries (N, 3) of
 t, x, y px, and returns positions (T, N, 2) px and visibility (T, N) bool. Before its query a
-streamed or classical track stands at the query, invisible.
+streamed or classical track stands at the query, invisible. Networks also take `keypoints` (N,),
+the numbers of a body's keypoints that the queries are, -1 for others; those without an embedding
+of keypoints do nothing with them.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 from cotracker_ros import geometry
 from cotracker_ros.points import support_grid
 
-Tracker = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Tracker = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 ROUND_TRIP = 1.0  # px: a point that comes back further off was hidden or lost
 
@@ -123,7 +126,9 @@ def streaming(
     if not isinstance(model, engines.Engine):
         model = engines.find_model(model, engine)  # a wrong name is refused before any work
 
-    def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def track(
+        video: np.ndarray, queries: np.ndarray, keypoints: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         nonlocal runtime
         if runtime is None or runtime.max_points < len(queries):
             runtime = StreamingTracker(model, len(queries), engine, threads)
@@ -135,7 +140,8 @@ def streaming(
         for t, frame in enumerate(video):
             new = np.flatnonzero(queries[:, 0].astype(int) == t)
             placed = np.clip(queries[new, 1:], -0.5, (width - 0.5, height - 0.5))
-            ids = runtime.add_points(placed, stamp=float(t))
+            numbers = None if keypoints is None else keypoints[new]
+            ids = runtime.add_points(placed, stamp=float(t), keypoints=numbers)
             column.update(zip(ids.tolist(), new.tolist(), strict=True))
             tracks = runtime.track(frame, float(t))
             at = [column[i] for i in tracks.ids.tolist()]
@@ -186,20 +192,27 @@ def whole_video(
     side = facts.support_grid if grid is None else grid
     steps = {} if iterations is None else {'iterations': iterations}
 
-    def run(video: torch.Tensor, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        queries_here = torch.from_numpy(queries.astype(np.float32)).to(device)
+    def run(
+        video: torch.Tensor, queries: np.ndarray, keypoints: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        queries_here, told = torch.from_numpy(queries.astype(np.float32)).to(device), {}
+        if keypoints is not None and getattr(model, 'keypoints', None) is not None:
+            padded = np.pad(keypoints, (0, len(queries) - len(keypoints)), constant_values=-1)
+            told['keypoints'] = torch.from_numpy(padded.astype(np.int64)).to(device)
         with torch.no_grad():
             if first_estimate:
-                tracks = _first_estimates(model, video, queries_here, iterations or 6)
+                tracks = _first_estimates(model, video, queries_here, iterations or 6, **told)
             else:
-                tracks = model.track(video, queries_here, **steps)
+                tracks = model.track(video, queries_here, **steps, **told)
         if threshold is None:
             seen = is_visible(tracks.visibility, tracks.confidence)
         else:
             seen = tracks.visibility > threshold
         return tracks.xy.cpu().numpy(), seen.cpu().numpy()
 
-    def track(video: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def track(
+        video: np.ndarray, queries: np.ndarray, keypoints: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         images = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float()
         images = fit_video(images, facts)
         places = move(queries[:, 1:], video.shape[1:3], size)
@@ -210,17 +223,19 @@ def whole_video(
             for n, query in enumerate(queries_in_model):
                 local = support_grid(local_grid, (LOCAL_EXTENT, LOCAL_EXTENT), query[1:])
                 own = queries_in_model[n : n + 1]
-                parts.append(run(images, np.concatenate([own, extra, in_first_frame(local)])))
+                number = None if keypoints is None else keypoints[n : n + 1]
+                beside = np.concatenate([own, extra, in_first_frame(local)])
+                parts.append(run(images, beside, number))
             xy, visible = (np.concatenate([part[i][:, :1] for part in parts], 1) for i in (0, 1))
         else:
-            xy, visible = run(images, np.concatenate([queries_in_model, extra]))
+            xy, visible = run(images, np.concatenate([queries_in_model, extra]), keypoints)
         count = len(queries)
         return move(xy[:, :count], size, video.shape[1:3]), visible[:, :count]
 
     return track
 
 
-def _first_estimates(model, video, queries, iterations: int):
+def _first_estimates(model, video, queries, iterations: int, keypoints=None):
     """Track video (T, 3, H, W) window by window; keep of each window only its new frames."""
     import torch
 
@@ -232,7 +247,8 @@ def _first_estimates(model, video, queries, iterations: int):
     )
 
     window, half = model.config.window, model.config.window // 2
-    state, kept = WindowState(queries[None]), []
+    numbers = None if keypoints is None else keypoints[None]
+    state, kept = WindowState(queries[None], keypoint=numbers), []
     for piece in new_frames(video[None], window, sliding=True):
         estimates, state = model.advance(state, piece, iterations)
         kept.append(estimates[-1].over(slice(half if kept else 0, None)))
@@ -244,6 +260,11 @@ def _first_estimates(model, video, queries, iterations: int):
 def in_first_frame(xy: np.ndarray) -> np.ndarray:
     """Return points (N, 2) px as queries (N, 3) of frame 0."""
     return np.insert(xy, 0, 0.0, axis=1)
+
+
+def takes_keypoints(tracker: Tracker) -> bool:
+    """Return whether a tracker can be told which keypoints of bodies the queries are."""
+    return 'keypoints' in inspect.signature(tracker).parameters
 
 
 def both_ways(tracker: Tracker) -> Tracker:
