@@ -275,6 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _track_video(args: argparse.Namespace) -> str:
+    if args.topic is not None:
+        raise ValueError('--topic is for recordings; a video has one camera')
     output = args.output or Path('tracks.mp4')
     check_video_path(output)
 

@@ -183,6 +183,7 @@ def test_wrong_points_are_named_and_nothing_is_left_behind(clip, tmp_path, capsy
         (['none.mp4'], 'no such file'),
         (['{clip}', '--output', 'none/t.mp4'], 'no folder'),
         (['{clip}', '--output', 't.avi'], 'as .mp4'),
+        (['{clip}', '--topic', '/camera'], '--topic is for recordings'),
         (['{clip}', '--grid', '0'], '--grid must be at least 1'),
         (['{clip}', '--grid-frame', '10'], 'frame 10, but the video has 10 frames'),
         (['{clip}', '--grid-frame', '10', '--backward'], 'but the video has 10 frames'),
