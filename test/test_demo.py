@@ -172,6 +172,8 @@ def test_demo_says_what_is_wrong(tmp_path):
     assert done.stderr.strip() == f'demo: {tmp_path}/nothing.mp4: no such file, folder or device'
     done = run_demo('--output', tmp_path, '--model', 'nothing', '--seconds', 1)
     assert done.returncode == 1 and "no model 'nothing'" in done.stderr
+    done = run_demo('--output', tmp_path, '--grid', 200)
+    assert done.returncode == 1 and done.stderr == 'demo: --grid must be 1 to 128, not 200\n'
     pictures(tmp_path, [(48, 64), (48, 60)])
     done = run_demo('--output', tmp_path, '--video', tmp_path)
     assert done.returncode == 1 and '60 x 48 pixels' in done.stderr

@@ -1,6 +1,7 @@
 """Measure the node under a camera: rate, age, CPU and memory; `make bench-node`."""
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -98,9 +99,12 @@ def main() -> int:
     parser.add_argument('--points', type=int, default=64, help='a square number')
     parser.add_argument('--model', default='realtime')
     parser.add_argument('--engine', default='auto')
+    arguments = parser.parse_args()
+    if arguments.points < 1 or math.isqrt(arguments.points) ** 2 != arguments.points:
+        parser.error(f'--points must be a square number such as 64, not {arguments.points}')
     with tempfile.TemporaryDirectory() as folder:
         try:
-            print(measure(parser.parse_args(), Path(folder)))
+            print(measure(arguments, Path(folder)))
         except DemoError as error:
             print(f'bench: {error}', file=sys.stderr)
             return 1

@@ -17,6 +17,7 @@ from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import EngineError
 from cotracker_ros.points import grid
 from cotracker_ros.progress import Progress
+from cotracker_ros.ros.parameters import BY_NAME
 from cotracker_ros.streaming import QUERY_FRAME, VISIBLE, StreamingTracker
 
 START_SECONDS = 120.0  # for the processes to start and find each other, on a busy machine too
@@ -181,6 +182,9 @@ def main() -> int:
     parser.add_argument('--port', type=int, default=8080, help='of the live view')
     arguments = parser.parse_args()
     try:
+        most = int(BY_NAME['initial_grid'].high or 0)
+        if not 1 <= arguments.grid <= most:
+            raise DemoError(f'--grid must be 1 to {most}, not {arguments.grid}')
         video = open_video(arguments.video)
         if video.count is None:
             arguments.seconds = arguments.seconds or DEVICE_SECONDS
