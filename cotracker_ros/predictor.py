@@ -93,15 +93,12 @@ class _Predictor(nn.Module):
         """Track queries (B, N, 3) in model pixels through frames (B, T, 3, H, W); the first of
         them are keypoints (K,) of a body.
         """
-        numbers: dict[str, Tensor] = {}
-        if keypoints is not None:
-            others = queries.shape[1] - len(keypoints)
-            numbers['keypoints'] = F.pad(keypoints, (0, others), value=-1).to(queries.device)
+        numbers = _padded(keypoints, queries)
         if not self.model.facts.causal:
-            numbers = {name: row.expand(len(queries), -1) for name, row in numbers.items()}
-            return self.model(frames, queries, ITERATIONS, **numbers)
+            return self.model(frames, queries, ITERATIONS, numbers)
+        row = None if numbers is None else numbers[0]
         pairs = zip(frames, queries, strict=True)
-        clips = [vars(self.model.track(*pair, **numbers)) for pair in pairs]
+        clips = [vars(self.model.track(*pair, keypoints=row)) for pair in pairs]
         return VideoTracks(**{name: torch.stack([c[name] for c in clips]) for name in clips[0]})
 
     def _queries(self, video: Tensor, xy: Tensor, frame: Tensor | int) -> Tensor:
@@ -113,6 +110,16 @@ class _Predictor(nn.Module):
     def _grid(self, video: Tensor, size: int, frame: int = 0) -> Tensor:
         """Make queries on a grid over the frame."""
         return self._queries(video, torch.from_numpy(support_grid(size, self.interp_shape)), frame)
+
+    def _keypoints(self, keypoints: Tensor | None, queries: Tensor | None) -> Tensor | None:
+        """Return a user's numbers of keypoints (N,), checked; ValueError for what is none."""
+        if keypoints is None:
+            return None
+        if queries is None:
+            raise ValueError('keypoints are of queries; give both or neither')
+        keypoints = torch.as_tensor(keypoints)
+        check_keypoints(keypoints, queries.shape[1], getattr(self.model, 'keypoints', None))
+        return keypoints
 
     def _user_queries(self, video: Tensor, queries: Tensor) -> Tensor:
         """Bring a user's queries (B, N, 3) to model pixels."""
@@ -170,12 +177,9 @@ class CoTrackerPredictor(_Predictor):
         if queries is not None:
             _check_queries(queries, len(video), video.shape[1])
             points = self._user_queries(video, queries)
-            table = getattr(self.model, 'keypoints', None)
-            keypoints = None if keypoints is None else torch.as_tensor(keypoints)
-            check_keypoints(keypoints, points.shape[1], table)
+            keypoints = self._keypoints(keypoints, queries)
         else:
-            if keypoints is not None:
-                raise ValueError('keypoints are of queries; give both or neither')
+            self._keypoints(keypoints, queries)
             points = self._grid(video, grid_size, grid_query_frame)
             if segm_mask is not None:
                 points = points[:, self._covered(segm_mask, video, points[0, :, 1:])]
@@ -284,18 +288,26 @@ class CoTrackerOnlinePredictor(_Predictor):
         grid_size: int = 5,
         grid_query_frame: int = 0,
         add_support_grid: bool = False,
+        keypoints: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Track the next chunk (B, F, 3, H, W), values 0 to 255: of all frames so far, tracks
         (B, T, N, 2) px and visibility (B, T, N) bool.
 
         With `is_first_step` nothing is tracked: a new video begins, with points `queries`
-        (B, N, 3) of frame, x px, y px, or a grid, and (None, None) is returned. The chunk then
-        only tells the size. Raises ValueError for other shapes, without a first step, for a chunk
-        of a wrong length, and after a short one.
+        (B, N, 3) of frame, x px, y px, or a grid, and (None, None) is returned; `keypoints` (N,)
+        as for `CoTrackerPredictor`. The chunk then only tells the size. Raises ValueError for
+        other shapes, without a first step, for a chunk of a wrong length, and after a short one.
         """
         _check_video(video_chunk)
         if is_first_step:
-            self._register(video_chunk, queries, grid_size, grid_query_frame, add_support_grid)
+            points = self._begun(video_chunk, queries, grid_size, grid_query_frame)
+            numbers = self._keypoints(keypoints, queries)
+            self.count = points.shape[1]
+            if add_support_grid:
+                support = self._grid(video_chunk, self.support_grid_size)
+                points = torch.cat([points, support], dim=1)
+            self.state = WindowState(points, keypoint=_padded(numbers, points))
+            self.so_far = None
             return None, None
         if self.state is None:
             raise ValueError('no points yet: the first call must have is_first_step=True')
@@ -320,22 +332,25 @@ class CoTrackerOnlinePredictor(_Predictor):
         xy = self._rescale(new.xy, self.interp_shape, video_chunk.shape[-2:])
         return xy, self.model.facts.visible(new.visibility, new.confidence)
 
-    def _register(
-        self, video: Tensor, queries: Tensor | None, size: int, frame: int, support: bool
-    ) -> None:
-        """Begin a video with these points."""
+    def _begun(self, video: Tensor, queries: Tensor | None, size: int, frame: int) -> Tensor:
+        """Make the points (B, N, 3) in model pixels that a video begins with."""
         if queries is not None:
             _check_queries(queries, len(video))
-            points = self._user_queries(video, queries)
-        else:
-            _check_grid(size, frame)
-            if size == 0:
-                raise ValueError('no points: give queries, or a grid_size of at least 1')
-            points = self._grid(video, size, frame)
-        self.count = points.shape[1]
-        if support:
-            points = torch.cat([points, self._grid(video, self.support_grid_size)], dim=1)
-        self.state, self.so_far = WindowState(points), None
+            return self._user_queries(video, queries)
+        _check_grid(size, frame)
+        if size == 0:
+            raise ValueError('no points: give queries, or a grid_size of at least 1')
+        return self._grid(video, size, frame)
+
+
+def _padded(keypoints: Tensor | None, queries: Tensor) -> Tensor | None:
+    """Bring numbers (K,) of keypoints to (B, N) of queries (B, N, 3), which they are the first of,
+    -1: none.
+    """
+    if keypoints is None:
+        return None
+    row = F.pad(keypoints, (0, queries.shape[1] - len(keypoints)), value=-1)
+    return row.to(queries.device).expand(len(queries), -1)
 
 
 def _check_video(video: Tensor) -> None:

@@ -13,7 +13,7 @@ from cotracker_ros.geometry import rescale  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata, mixture_of  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
-from cotracker_ros.predictor import CoTrackerPredictor  # noqa: E402
+from cotracker_ros.predictor import CoTrackerOnlinePredictor, CoTrackerPredictor  # noqa: E402
 
 SIZE, SMALL = (64, 96), {'window': 4, 'depth': 1, 'width': 48, 'heads': 2, 'virtual': 4}
 QUERIES = torch.tensor([[0, 20.0, 30], [0, 50, 40], [1, 70, 20]])
@@ -133,6 +133,29 @@ def test_the_predictor_tells_the_network(model, plain):
         predictor(clip, ask, keypoints=numbers)
     with pytest.raises(ValueError, match='keypoints are of queries'):
         predictor(clip, grid_size=2, keypoints=numbers)
+
+
+def test_the_predictor_of_chunks_tells_the_network(model, plain):
+    clip, numbers = clip_of(6)[None], torch.tensor([3, -1, 5])
+    whole, chunks = CoTrackerPredictor(None, v2=True), CoTrackerOnlinePredictor(None, v2=True)
+    whole.model = chunks.model = model
+
+    def run(**told):
+        chunks(clip, is_first_step=True, queries=QUERIES[None], add_support_grid=True, **told)
+        return [chunks(clip[:, k : k + 4])[0] for k in (0, 2)][-1]
+
+    told = run(keypoints=numbers)
+    assert not torch.allclose(told, run(), atol=1e-2)
+    want = whole(clip, QUERIES[None], keypoints=numbers)[0]
+    # Before its query, and in it, the predictor of whole videos puts a point at its query.
+    torch.testing.assert_close(told[:, 2:], want[:, 2:], rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match='keypoints are of queries'):
+        chunks(clip, is_first_step=True, keypoints=numbers)
+    with pytest.raises(ValueError, match='17 is no keypoint of this network'):
+        run(keypoints=torch.tensor([17, 0, 0]))
+    chunks.model = plain
+    with pytest.raises(ValueError, match='no keypoint embedding'):
+        run(keypoints=numbers)
 
 
 def test_the_step_takes_keypoints_where_the_network_has_them(model, plain):
