@@ -13,6 +13,7 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import Twist
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
@@ -83,7 +84,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.append(True))
     ending: list[bool] = []
-    node = Follower()
+    try:
+        node = Follower()
+    except ParameterException as error:  # a whole number where one with a decimal point is due
+        raise SystemExit(f'follow_point: {error}') from error
     try:
         while not ending:
             rclpy.spin_once(node, timeout_sec=0.1)
