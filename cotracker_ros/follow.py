@@ -37,6 +37,7 @@ class Pose(NamedTuple):
 class Changes(NamedTuple):
     """What a detection changes in the tracker."""
 
+    stamp: float  # of the frame that places are in
     add: np.ndarray  # (N, 2) px: new points ...
     keypoint: np.ndarray  # (N + J,) int32: which keypoints they and those to move are
     instance: np.ndarray  # (N + J,) int32: whose
@@ -96,7 +97,9 @@ class People:
     def correct(self, people: np.ndarray, stamp: float) -> Changes:
         """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
-        The frame is one of those seen, or the next one. Raises ValueError for another shape.
+        The frame is one of those seen, or the next one. Detectors are slow: what was found in an
+        earlier frame is carried into the newest by how the person has moved since. Raises
+        ValueError for another shape.
         """
         people = np.asarray(people, float)
         if people.size == 0:
@@ -105,22 +108,25 @@ class People:
             raise ValueError(f'people are (P, {len(KEYPOINTS)}, 3), not {people.shape}')
         xy = np.where(people[..., 2:] >= self.min_score, people[..., :2], np.nan)
         xy = xy[np.isfinite(xy).all(2).sum(1) >= 3]  # fewer are no person
-        followed = self._at(stamp)
+        newest = max(stamp, self._past[-1].stamp) if self._past else stamp
+        followed, places = self._at(stamp), self._at(newest)
         add, move = [], []  # (keypoint, instance, x, y, id)
         for row, instance in zip(xy, match(xy, followed), strict=True):
             if instance is None:
                 instance = self._new(stamp)
-            person, at = self._people[instance], followed.get(instance, np.full_like(row, np.nan))
+            person, now = self._people[instance], places.get(instance, np.full_like(row, np.nan))
             person.found, radius = max(person.found, stamp), self.tolerance * _size(row)
+            row = row + self._moved(instance, stamp)
             for k in np.flatnonzero(np.isfinite(row).all(1)).tolist():
                 if person.ids[k]:
-                    if not np.linalg.norm(at[k] - row[k]) <= radius:  # or NaN
+                    if not np.linalg.norm(now[k] - row[k]) <= radius:  # or NaN
                         move.append((k, instance, *row[k], person.ids[k]))
                 elif k not in person.pending:
                     person.pending[k] = row[k], 0
                     add.append((k, instance, *row[k], 0))
         rows = np.array([*add, *move], float).reshape(-1, 5)
         return Changes(
+            newest,
             rows[: len(add), 2:4],
             rows[:, 0].astype(np.int32),
             rows[:, 1].astype(np.int32),
@@ -141,16 +147,32 @@ class People:
 
     def _at(self, stamp: float) -> dict[int, np.ndarray]:
         """Return where everybody was in the frame of `stamp`: (17, 2) px by instance."""
-        past = [tracks for tracks in self._past if tracks.stamp <= stamp + 1e-6]
-        places = {}
+        tracks, places = self._frame(stamp), {}
         for instance, person in self._people.items():
             xy = np.full((len(KEYPOINTS), 2), np.nan)
-            if past:
-                xy = _pose(instance, 0.0, past[-1])[0].xy
+            if tracks is not None:
+                xy = _pose(instance, 0.0, tracks)[0].xy
             for k, (requested, _) in person.pending.items():
                 xy[k] = requested
             places[instance] = xy
         return places
+
+    def _moved(self, instance: int, stamp: float) -> np.ndarray:
+        """Return how far a person's keypoints have gone since the frame of `stamp`, (17, 2) px:
+        those not followed all the time like the median of the others, without any 0.
+        """
+        then = self._frame(stamp)
+        if then is None:
+            return np.zeros((len(KEYPOINTS), 2))
+        was, now = (_pose(instance, 0.0, tracks)[0].xy for tracks in (then, self._past[-1]))
+        followed = np.isfinite(now - was).all(1)
+        usual = np.median((now - was)[followed], 0) if followed.any() else 0.0
+        return np.where(followed[:, None], now - was, usual)
+
+    def _frame(self, stamp: float) -> Tracks | None:
+        """Return the tracks of the frame of `stamp`, or the last before; None: forgotten."""
+        past = [tracks for tracks in self._past if tracks.stamp <= stamp + 1e-6]
+        return past[-1] if past else None
 
     def _new(self, stamp: float) -> int:
         """Return a number that nobody has; after the largest they begin again from 1."""
@@ -191,22 +213,21 @@ class Follower:
     def correct(self, people: np.ndarray, stamp: float) -> None:
         """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
-        The frame is one of those tracked, not older than the model's window, or the next one.
-        Raises ValueError for another shape, and where the tracker is full or does not remember
-        the frame; then nobody is added or moved.
+        The frame is one of those tracked, or the next one. Raises ValueError for another shape,
+        and where the tracker is full; then nobody is added or moved.
         """
         changes = self.people.correct(people, stamp)
         new = len(changes.add)
         self.tracker.remove_points(changes.remove)
         try:
             ids = self.tracker.add_points(
-                changes.add, stamp, (), changes.keypoint[:new], changes.instance[:new]
+                changes.add, changes.stamp, (), changes.keypoint[:new], changes.instance[:new]
             )
         except ValueError:
             self.people.refused(changes)
             raise
         try:
-            self.tracker.move_points(changes.move, changes.to, stamp)
+            self.tracker.move_points(changes.move, changes.to, changes.stamp)
         except ValueError:
             self.tracker.remove_points(ids)
             self.people.refused(changes)

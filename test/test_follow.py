@@ -53,6 +53,24 @@ def test_an_answer_moves_what_went_astray_and_ids_stay(follower):
     np.testing.assert_allclose(pose.xy[[9, 16]], then[[9, 16], :2] + [2, 0], atol=1e-2)
 
 
+def test_a_late_answer_is_carried_into_the_newest_frame(follower):
+    first = person(10, 10)
+    first[16, 2] = 0.2  # not sure
+    follower.correct(np.stack([first]), 0.0)
+    for t in range(20):
+        follower.track(FRAME, t / 10)
+    ids = follower.tracker.ids
+    # What was found 18 frames ago, longer than any window: a wrist 8 px off, an ankle new.
+    late = person(10 + 2 * 1, 10)
+    late[9, :2] += (8, 0)
+    follower.correct(np.stack([late]), 0.1)
+    (pose,) = follower.track(FRAME, 2.0)
+    assert set(ids) < set(follower.tracker.ids) and len(follower.tracker.ids) == 17
+    expected = person(10 + 2 * 20, 10)[:, :2]
+    expected[9] += (8, 0)
+    np.testing.assert_allclose(pose.xy, expected, atol=2e-2)
+
+
 def test_people_come_are_told_apart_and_leave(follower):
     follower.correct(np.stack([person(5, 10), person(60, 10)]), 0.0)
     assert [p.instance for p in follower.track(FRAME, 0.0)] == [1, 2]

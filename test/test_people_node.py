@@ -186,6 +186,20 @@ def test_people_are_followed_between_detections_corrected_and_given_up(start_tra
     rows = {row['id']: row for row in cloud_to_tracks(tracker.tracks[-1])}
     at = now[1][9] - [robot_.shift - then, 0]
     assert abs(rows[ids[left, 9]]['x'] - at[0]) < 6
+    # A detection of an image that the model has forgotten is carried into the newest.
+    header, then = tracker.tracks[-1].header, robot_.shift
+    now = [xy - [then - start, 0] for xy in (first, second)]
+    now[1][10] += [30, 0]
+    for _ in range(12):
+        robot_.frame()
+    robot_.publish(np.concatenate([pose_rows(now[0]), pose_rows(now[1], 1)]), header)
+
+    def corrected():
+        rows = {row['id']: row for row in cloud_to_tracks(tracker.tracks[-1])}
+        return abs(rows[ids[left, 10]]['x'] - now[1][10][0] + robot_.shift - then) < 6
+
+    robot_.until(corrected)
+    assert robot_.points() == points
     # The right one is not found again: given up with all its points, but not before its time.
     robot_.detect(pose_rows(second - [robot_.shift - start, 0]))
     robot_.frame()

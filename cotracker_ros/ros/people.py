@@ -12,6 +12,7 @@ from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
 
 from cotracker_ros.follow import Changes, People, Pose
 from cotracker_ros.ros.messages import (
@@ -73,7 +74,7 @@ class PeopleNode(Node):
             numbers[name] = self.declare_parameter(name, default, described).value
         check_names(self, (*NAMES, *NUMBERS))
         self._people = People(**numbers)
-        self._newest = 0.0  # stamp of the newest image, seconds
+        self._newest = Header()  # of the newest tracks
         prefix = f'{names["camera"]}/' if names['camera'] else ''
         self._queries = self.create_publisher(
             PointCloud2, f'{names["tracker"]}/{prefix}queries', 10
@@ -87,7 +88,7 @@ class PeopleNode(Node):
         self.create_timer(0.5, self._poses.match, clock=steady)
 
     def _on_tracks(self, msg: PointCloud2) -> None:
-        stamp = self._newest = stamp_seconds(msg.header)
+        self._newest, stamp = msg.header, stamp_seconds(msg.header)
         rows = cloud_to_tracks(msg)
         xy = np.stack([rows['x'], rows['y']], 1)
         others = (rows[name] for name in ('visibility', 'confidence', 'age', 'flags'))
@@ -106,12 +107,14 @@ class PeopleNode(Node):
                 throttle_duration_sec=_THROTTLE,
             )
             return
-        rows = queries(self._people.correct(people, stamp or self._newest))
+        changes = self._people.correct(people, stamp or stamp_seconds(self._newest))
+        carried = stamp and changes.stamp > stamp  # from the detector's image into the newest
+        header, rows = self._newest if carried else msg.header, queries(changes)
         # A message for each person: the tracker refuses one as a whole, for a point outside the
         # image or where no slots are free.
         for instance in np.unique(rows['instance']):
             own = rows[rows['instance'] == instance]
-            send(self._queries, rows_to_cloud(own, msg.header, is_dense=False))
+            send(self._queries, rows_to_cloud(own, header, is_dense=False))
 
 
 def boxes(poses: list[Pose], stamp: float) -> np.ndarray:
