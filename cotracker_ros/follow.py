@@ -165,9 +165,10 @@ class People:
         if then is None:
             return np.zeros((len(KEYPOINTS), 2))
         was, now = (_pose(instance, 0.0, tracks)[0].xy for tracks in (then, self._past[-1]))
-        followed = np.isfinite(now - was).all(1)
-        usual = np.median((now - was)[followed], 0) if followed.any() else 0.0
-        return np.where(followed[:, None], now - was, usual)
+        moved = now - was
+        known = moved[np.isfinite(moved).all(1)]
+        usual = np.median(known, 0) if len(known) else np.zeros(2)
+        return np.where(np.isfinite(moved), moved, usual)
 
     def _frame(self, stamp: float) -> Tracks | None:
         """Return the tracks of the frame of `stamp`, or the last before; None: forgotten."""
