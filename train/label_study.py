@@ -218,7 +218,7 @@ def draw(rows: Rows, videos: int, path: Path) -> None:
         left.errorbar(x, gain, np.nan_to_num(spread), fmt='o-', capsize=3)
         left.set_xscale('log', base=2)
         left.xaxis.set_major_formatter('{x:g}')
-    left.set(xlabel='videos', ylabel=f'{measure}: gain on the weights before, points')
+    left.set(xlabel='videos', ylabel=f'{measure}: gain, points')
     others = [title for title in found if title == 'all, round 1' or title not in counts]
     right.axvline(0, color='0.6', linewidth=1)
     if others:
