@@ -90,6 +90,8 @@ def test_a_clip_that_cannot_be_read_ends_the_run_with_one_message(
     (tmp_path / 'run.yaml').write_text(yaml.safe_dump(values))
     words = ['--config', str(tmp_path / 'run.yaml'), '--output', str(tmp_path / 'run')]
     monkeypatch.setattr('sys.argv', ['train.py', *words])
+    # It would hold for the whole process, and so for other tests.
+    monkeypatch.setattr('torch.set_flush_denormal', lambda on: None)
     with pytest.raises(SystemExit) as end:
         train.main()
     told = str(end.value)
