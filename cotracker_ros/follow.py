@@ -98,8 +98,8 @@ class People:
         """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
         The frame is one of those seen, or the next one. Detectors are slow: what was found in an
-        earlier frame is carried into the newest by how the person has moved since. Raises
-        ValueError for another shape.
+        earlier frame is carried into the newest by how the person has moved since; of a frame
+        from before those remembered, it stays there. Raises ValueError for another shape.
         """
         people = np.asarray(people, float)
         if people.size == 0:
@@ -108,7 +108,8 @@ class People:
             raise ValueError(f'people are (P, {len(KEYPOINTS)}, 3), not {people.shape}')
         xy = np.where(people[..., 2:] >= self.min_score, people[..., :2], np.nan)
         xy = xy[np.isfinite(xy).all(2).sum(1) >= 3]  # fewer are no person
-        newest = max(stamp, self._past[-1].stamp) if self._past else stamp
+        remembered = self._frame(stamp) is not None
+        newest = max(stamp, self._past[-1].stamp) if remembered else stamp
         followed, places = self._at(stamp), self._at(newest)
         add, move = [], []  # (keypoint, instance, x, y, id)
         for row, instance in zip(xy, match(xy, followed), strict=True):
@@ -215,7 +216,7 @@ class Follower:
         """Take the detections of the frame of `stamp`: (P, 17, 3) of x, y px and score.
 
         The frame is one of those tracked, or the next one. Raises ValueError for another shape,
-        and where the tracker is full; then nobody is added or moved.
+        where the tracker is full, and for a frame forgotten; then nobody is added or moved.
         """
         changes = self.people.correct(people, stamp)
         new = len(changes.add)

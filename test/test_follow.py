@@ -71,6 +71,15 @@ def test_a_late_answer_is_carried_into_the_newest_frame(follower):
     np.testing.assert_allclose(pose.xy, expected, atol=2e-2)
 
 
+def test_an_answer_of_a_forgotten_frame_moves_nobody(follower):
+    follower.correct(np.stack([person(10, 10)]), 5.0)
+    follower.track(FRAME, 5.0)
+    with pytest.raises(ValueError, match='before the frames that the model remembers'):
+        follower.correct(np.stack([person(16, 10)]), 4.0)
+    (pose,) = follower.track(FRAME, 5.1)
+    np.testing.assert_allclose(pose.xy, person(12, 10)[:, :2], atol=1e-2)
+
+
 def test_people_come_are_told_apart_and_leave(follower):
     follower.correct(np.stack([person(5, 10), person(60, 10)]), 0.0)
     assert [p.instance for p in follower.track(FRAME, 0.0)] == [1, 2]

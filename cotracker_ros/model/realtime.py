@@ -294,9 +294,8 @@ class Refiner(nn.Module):
             far = (
                 torch.cat([away / c.far_scale, best.score[..., None]], -1).clamp(-2, 2).flatten(-2)
             )
-            here = windows.unflatten(-1, (len(self.strides), 2, -1))[
-                ..., 1, :, self.offsets.shape[0] // 2
-            ]
+            by_level = windows.unflatten(-1, (len(self.strides), 2, -1))
+            here = by_level[..., 1, :, self.offsets.shape[0] // 2]
             inputs = torch.cat(
                 [
                     windows * 4,
