@@ -254,6 +254,32 @@ def test_whole_video_tracking_is_the_stream(model, clips):
     assert torch.equal(tracks.xy[3, 1], queries[1, 1:])
 
 
+@torch.no_grad()
+def test_a_hidden_point_whose_patch_does_not_fit_goes_with_its_companions(
+    model, clips, monkeypatch
+):
+    def shared(xy, *_):
+        return torch.full_like(xy, 1.5), torch.ones(xy.shape[:2], dtype=torch.bool)
+
+    monkeypatch.setattr('cotracker_ros.model.realtime.shared_motion', shared)
+    step, moved, fits = RealtimeStep(model), [], []
+    state = step.initial_state(1, 12)
+    queries = {n: (10.0 + 9 * n, 20.0 + 5 * n, 0) for n in range(12)}
+    for t, frame in enumerate(clips.video[0]):
+        model.calibration.bias.data[0] = -50 if t > 2 else 50
+        before = state['xy']
+        given = inputs(frame[None], 12, queries if t == 0 else (), range(12))
+        out, state = step(given, state)
+        assert torch.equal(out['xy'], state['xy'])
+        moved.append(out['xy'] - before)
+        fits.append(state['fit'])
+    model.calibration.bias.data[0] = 0
+    with_companions = (torch.stack(moved) - 1.5).abs().amax(-1)[:, 0] < 1e-4
+    fitting = torch.stack(fits)[:, 0] > model.config.query_fit
+    assert torch.equal(with_companions[3:], ~fitting[3:]) and not with_companions[:3].any()
+    assert fitting[3:].any() and not fitting[3:].all()
+
+
 def test_calibration_changes_what_is_shown_and_nothing_else(model, clips):
     plan = {0: {0: (30, 40, 0)}}
     plain = run(RealtimeStep(model), clips.video[0], 1, plan, range(1))

@@ -10,6 +10,7 @@ its name to `takes` of the model.Step that reads it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -121,12 +122,13 @@ def interface(path, graph: Graph, metadata: Metadata, cameras: int, points: int)
 
 
 def resolve(name: str, dims: Iterable, cameras: int, points: int) -> tuple[int, ...]:
-    """A shape whose open dimensions are filled in; without names they are cameras, then points.
+    """A shape whose open dimensions are filled in; without names the first are the cameras, the
+    others points.
 
     Raises EngineError for a dimension of another name.
     """
     named = {CAMERAS: cameras, POINTS: points}
-    unnamed: Iterator[int] = iter((cameras, points))
+    unnamed: Iterator[int] = chain([cameras], repeat(points))
     shape = []
     for d in dims:
         if isinstance(d, str) and d not in named:

@@ -27,6 +27,7 @@ from cotracker_ros.model.attention import CausalAttention, CrossAttention
 from cotracker_ros.model.config import FRESH, ModelFacts
 from cotracker_ros.model.cotracker import VideoTracks
 from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
+from cotracker_ros.model.grouping import UNKNOWN, GroupingConfig, drift_apart, shared_motion
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder
@@ -385,6 +386,7 @@ class Points(NamedTuple):
     recent: Tensor  # the same of what the point looked like recently
     patch: Tensor  # (B, M, resolutions, cells), grey patch of the query
     recent_patch: Tensor  # the same of the last frame in which the point was held
+    apart: Tensor  # (B, M, M) px², see model/grouping.py
 
     @classmethod
     def empty(
@@ -401,7 +403,7 @@ class Points(NamedTuple):
         age = torch.zeros(cameras, slots, dtype=torch.int32, device=device)
         return cls(
             age, zeros(2), zeros(2), zeros(), zeros(), zeros(), zeros(2, 2),
-            zeros(*features), zeros(*features), zeros(*patch), zeros(*patch),
+            zeros(*features), zeros(*features), zeros(*patch), zeros(*patch), zeros(slots),
         )  # fmt: skip
 
     def started(self, query: Tensor, xy: Tensor, template: Tensor) -> Points:
@@ -425,6 +427,7 @@ class Points(NamedTuple):
             recent=put(template, self.recent),
             patch=self.patch,
             recent_patch=self.recent_patch,
+            apart=torch.where(query[:, None] | query[..., None], UNKNOWN, self.apart),
         )
 
     @property
@@ -492,8 +495,9 @@ class RealtimeTracker(HalfPrecisionEncoder):
         self.encoder = ENCODERS[config.encoder](config.features)
         self.refiner = Refiner(config)
         self.aligner = PatchAligner(AlignmentConfig(), image_size, config.image_scale)
-        # What is added to the logits of visibility and confidence on the way out only: training
-        # balances the answers, and the tracker goes on from what it was trained with. It is
+        self.grouping = GroupingConfig()
+        # What is added to the logits of visibility and confidence on the way out: training
+        # balances the answers, and the network goes on from what it was trained with. It is
         # fitted when training ends.
         levels = len(config.strides)
         self.calibration = nn.Linear(config.width + 8 + levels, 2).requires_grad_(False)
@@ -731,6 +735,12 @@ class RealtimeTracker(HalfPrecisionEncoder):
 
         shown_visibility, shown_confidence = shown(visibility, 0), shown(confidence, 1)
         visibility, confidence = probability(visibility), probability(confidence)
+        displacement = xy - points.xy
+        seen = live & ~(new | back) & (torch.minimum(points.visibility, visibility) > 0.5)
+        motion, known = shared_motion(points.xy, displacement, seen, points.apart, self.grouping)
+        hidden = (shown_visibility < self.grouping.hidden) & (aligned.fits[..., 0] < c.query_fit)
+        hidden = live & hidden & known & ~(new | back)
+        xy = torch.where(hidden[..., None], points.xy + motion, xy)
         renewed = self.update_template(points.recent, now, visibility, confidence)
         keep = aligned.held & (visibility > 0.5) | back | new
         following = Points(
@@ -745,6 +755,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             recent=torch.where(back[..., None, None], points.template, renewed),
             patch=torch.where(new[..., None, None], patch, points.patch),
             recent_patch=torch.where(keep[..., None, None], patch, points.recent_patch),
+            apart=drift_apart(points.apart, points.xy, displacement, seen, self.grouping),
         )
         return Advanced(
             shown_visibility, shown_confidence, following, refined.past, calibration, redetection,
