@@ -80,3 +80,14 @@ def test_a_point_alone_is_told_nothing():
     apart = torch.zeros(1, 2, 2)
     motion, known = shared_motion(xy, xy, torch.tensor([[True, True]]), apart, GROUPING)
     assert not known.any() and motion.isfinite().all()
+
+
+def test_many_fast_points_fit_into_half_precision():
+    # Exports in mixed precision compute products in it.
+    torch.manual_seed(0)
+    xy = 100 + 10 * torch.rand(1, 1024, 2)
+    moved, seen = 150 + torch.rand(1, 1024, 2), torch.ones(1, 1024, dtype=torch.bool)
+    apart = torch.zeros(1, 1024, 1024)
+    want, _ = shared_motion(xy, moved, seen, apart, GROUPING)
+    got, known = shared_motion(xy.half(), moved.half(), seen, apart.half(), GROUPING)
+    assert torch.allclose(got.float(), want, atol=1) and known.all()

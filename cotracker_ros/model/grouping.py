@@ -51,17 +51,16 @@ def shared_motion(
     weight = torch.exp(-0.5 * (away + apart / config.alike**2))
     itself = torch.eye(xy.shape[1], dtype=torch.bool, device=xy.device)
     weight = torch.where(seen[:, None] & ~itself, weight, 0.0)
+    total = weight.sum(-1, keepdim=True)
+    share = weight / total.clamp(min=1e-6)
     # Weighted least squares of an affine motion, its slopes held back by `slope`. Moments of all
     # points by one product; in units of `reach` and from the middle of the points.
     middle = xy.mean(1, keepdim=True)
     place = (xy - middle) / config.reach
     x, y = place.split(1, -1)
     moved = torch.where(seen[..., None], displacement, 0.0)
-    columns = [torch.ones_like(x), place, x * place, y * y, moved, x * moved, y * moved]
-    total, mean, square, bilinear = (weight @ torch.cat(columns, -1)).split([1, 2, 3, 6], -1)
-    total = total.clamp(min=1e-6)
-    mean, square, bilinear = mean / total, square / total, bilinear / total
-    shift, along_x, along_y = bilinear.split(2, -1)
+    columns = torch.cat([place, x * place, y * y, moved, x * moved, y * moved], -1)
+    mean, square, shift, along_x, along_y = (share @ columns).split([2, 3, 2, 2, 2], -1)
     (mx, my), (xx, xy_, yy) = mean.split(1, -1), square.split(1, -1)
     ridge = (config.slope / config.reach) ** 2
     xx, xy_, yy = xx - mx * mx + ridge, xy_ - mx * my, yy - my * my + ridge
