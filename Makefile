@@ -40,8 +40,9 @@ demo: $(VENV)/stamp-run  ## Camera, node and recorder over ROS 2; overlay in bui
 
 dev: $(VENV)/stamp-dev  ## .venv with the package (editable) and all development tools, torch too
 
+# A worker that dies ends the run: where xdist starts another, it may wait for ever.
 test: $(VENV)/stamp-dev  ## All tests, JOBS=2 files at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=15
 
 test-runtime:  ## Tests in an environment with only what running needs (PYTHON=python3.12 ROS=kilted)
 	$(MAKE) --no-print-directory VENV=$(RUNTIME) $(RUNTIME)/stamp-test

@@ -131,7 +131,7 @@ def test_a_frame_is_its_layers_one_over_the_other():
 
 
 def test_a_batch_depends_on_nothing_but_the_seed_and_its_number():
-    config = BatchConfig(clips=1, points=8)
+    config = BatchConfig(clips=1, points=8, bank=4)
     first, second = (ProceduralSource(SCENE, config, seed=2) for _ in range(2))
     first.batch(0)
     one, two, other = first.batch(1), second.batch(1), second.batch(0)

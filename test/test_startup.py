@@ -30,6 +30,24 @@ def test_more_signals_than_one_end_the_node_as_one_does(start_tracker, numbers):
     assert 'Traceback' not in tracker.output() and 'race' not in tracker.output()
 
 
+def test_a_signal_that_comes_while_the_work_ends_is_no_error(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignore = startup.ignore_interrupts
+
+    def too_late():
+        monkeypatch.setattr(startup, 'ignore_interrupts', ignore)
+        signal.raise_signal(signal.SIGTERM)
+        ignore()
+
+    monkeypatch.setattr(startup, 'ignore_interrupts', too_late)
+    try:
+        assert startup.until_interrupted(lambda: 7) is None
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     'extra, message',
     [

@@ -25,10 +25,8 @@ from cotracker_ros.ros.mailbox import Mailbox
 from cotracker_ros.ros.publishing import send
 from cotracker_ros.ros.startup import (
     StartError,
-    ignore_interrupts,
     in_one_line,
     init,
-    interrupt_once,
     shutdown,
     until_interrupted,
 )
@@ -276,27 +274,27 @@ def _check_points(p, slots: int) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns the exit status."""
-    interrupt_once()
-    node, executor = None, None
-    status = 0
+    node, executor, status = None, None, 1
+
+    def work() -> int:
+        nonlocal node, executor
+        init(args)
+        node = TrackerNode()
+        if node.get_parameter('autostart').value:
+            started = node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+            if not started:
+                return 1 if rclpy.ok() else 0
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+        return 0
+
     try:
-        with until_interrupted():
-            init(args)
-            node = TrackerNode()
-            if node.get_parameter('autostart').value:
-                started = (
-                    node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
-                )
-                if not started:
-                    return 1 if rclpy.ok() else 0
-            executor = SingleThreadedExecutor()
-            executor.add_node(node)
-            executor.spin()
+        status = until_interrupted(work) or 0
     except (StartError, ParameterException, ValueError) as error:  # of the command line or a file
         print(f'tracker: {in_one_line(error)}', file=sys.stderr)
         status = 2
     finally:
-        ignore_interrupts()
         if node is not None:
             stopped = node.stop_worker(STOP_SECONDS)
             node.release(models=stopped)

@@ -1,13 +1,13 @@
 """Begin and end a process of ROS: logs without a home, arguments that ROS refuses, signals."""
 
-import contextlib
 import os
 import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import rclpy
 from rclpy.exceptions import (
@@ -17,6 +17,8 @@ from rclpy.exceptions import (
 )
 from rclpy.executors import ExternalShutdownException
 from rclpy.utilities import remove_ros_args
+
+Result = TypeVar('Result')
 
 
 class StartError(RuntimeError):
@@ -34,11 +36,13 @@ def run(
     Returns the exit status: 0; 1 after one of `failures`; 2 for arguments, parameters or names of
     topics that are refused. Of both the user gets one line.
     """
-    interrupt_once()
+
+    def start_and_work() -> None:
+        init(args)
+        work()
+
     try:
-        with until_interrupted():
-            init(args)
-            work()
+        until_interrupted(start_and_work)
         return 0
     except failures as error:
         print(f'{program}: {error}', file=sys.stderr)
@@ -108,11 +112,33 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+def until_interrupted(work: Callable[[], Result]) -> Result | None:
+    """Return what `work`, which starts ROS, returns; None where SIGINT or SIGTERM ended it.
+
+    Once it has ended, signals do nothing any more: launch and impatient people send several, and
+    the next one would cut the clean end short.
+    """
+    try:
+        try:
+            interrupt_once()
+            return work()
+        finally:
+            ignore_interrupts()
+    # Out here, so that a signal is no error either where work ends by itself in that moment.
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return None
+    except StartError:
+        raise
+    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
+        if rclpy.ok():
+            raise
+        return None
+
+
 def interrupt_once() -> None:
     """Raise KeyboardInterrupt for the first SIGINT or SIGTERM and ignore those that follow.
 
-    Launch and impatient people send several; the next one would cut the clean end short. Call it
-    before `init`, whose handlers end the context and call these.
+    To be called before `init`, whose handlers end the context and call these.
     """
 
     def interrupt(number, frame):
@@ -121,20 +147,6 @@ def interrupt_once() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-
-
-@contextlib.contextmanager
-def until_interrupted() -> Iterator[None]:
-    """Let a signal end what is inside without an error."""
-    try:
-        yield
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except StartError:
-        raise
-    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
-        if rclpy.ok():
-            raise
 
 
 def ignore_interrupts() -> None:
