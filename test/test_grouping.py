@@ -5,12 +5,14 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from cotracker_ros.engines.spec import resolve  # noqa: E402
 from cotracker_ros.model.grouping import (  # noqa: E402
     UNKNOWN,
     GroupingConfig,
     drift_apart,
     shared_motion,
 )
+from cotracker_ros.model.realtime import Points, build_realtime  # noqa: E402
 
 GROUPING = GroupingConfig()
 
@@ -73,6 +75,19 @@ def test_what_was_never_seen_together_stays_unknown():
     after = drift_apart(apart, torch.zeros(1, 3, 2), moved, seen, GROUPING)
     assert after[0, 0, 1] == UNKNOWN + GROUPING.pace * (9 - UNKNOWN) == after[0, 1, 0]
     assert (after[0, 2] == UNKNOWN).all() and (after[0, :, 2] == UNKNOWN).all()
+
+
+def test_a_point_that_starts_anew_forgets_its_companions_and_they_forget_it():
+    model = build_realtime((32, 64), features=8, width=32)
+    points = Points.empty(model, 1, 3)._replace(apart=torch.zeros(1, 3, 3))
+    query = torch.tensor([[False, True, False]])
+    apart = points.started(query, points.xy, points.template).apart[0]
+    unknown = query | query.T
+    assert torch.equal(apart, torch.where(unknown, UNKNOWN, 0.0))
+
+
+def test_open_dimensions_without_names_are_cameras_then_points():
+    assert resolve('state.apart', (-1, -1, -1), 2, 5) == (2, 5, 5)
 
 
 def test_a_point_alone_is_told_nothing():

@@ -736,10 +736,11 @@ class RealtimeTracker(HalfPrecisionEncoder):
         shown_visibility, shown_confidence = shown(visibility, 0), shown(confidence, 1)
         visibility, confidence = probability(visibility), probability(confidence)
         displacement = xy - points.xy
-        seen = live & ~(new | back) & (torch.minimum(points.visibility, visibility) > 0.5)
+        going_on = live & ~(new | back)
+        seen = going_on & (torch.minimum(points.visibility, visibility) > 0.5)
         motion, known = shared_motion(points.xy, displacement, seen, points.apart, self.grouping)
         hidden = (shown_visibility < self.grouping.hidden) & (aligned.fits[..., 0] < c.query_fit)
-        hidden = live & hidden & known & ~(new | back)
+        hidden = hidden & going_on & known
         xy = torch.where(hidden[..., None], points.xy + motion, xy)
         renewed = self.update_template(points.recent, now, visibility, confidence)
         keep = aligned.held & (visibility > 0.5) | back | new
