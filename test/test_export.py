@@ -12,6 +12,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 
 from cotracker_ros.engines import Metadata, compare, load, read_metadata
+from cotracker_ros.engines.openvino_engine import has_bf16
 from cotracker_ros.engines.scripted_stream import scripted_stream
 
 torch = pytest.importorskip('torch')
@@ -201,6 +202,22 @@ def test_engines_agree_with_torch(exported, small_checkpoint, name, cameras, slo
     found = compare.difference(compare.record(engine, 20), compare.record(reference, 20), name)
     for output, tolerance in compare.TOLERANCE['f32'].items():  # with no slack
         assert found.largest[output] <= tolerance
+
+
+def test_bf16_moves_points_by_hundredths_of_a_pixel():
+    """Only the features are in bf16: with patches and places in it too, points of the shipped
+    model would be off by half a pixel.
+    """
+    pytest.importorskip('openvino')
+    if not has_bf16():
+        pytest.skip('this CPU has no bf16')
+    ours, reference = (
+        compare.record(load('realtime', f'openvino{variant}', 1, 16, threads=1), 12)
+        for variant in (':bf16', '')
+    )
+    found = compare.difference(ours, reference, 'openvino:bf16')
+    assert 0 < found.mean['xy'] < 0.02
+    assert found.mean['visibility'] < 2e-3 and found.mean['confidence'] < 2e-3
 
 
 def test_past_the_tolerance_nothing_is_written(exported, monkeypatch, tmp_path, capsys):

@@ -1,15 +1,23 @@
-"""OpenVINO on the CPU, in f32 or, asked for by name, in bf16."""
+"""OpenVINO on the CPU, in f32, or with the encoder in bf16.
+
+Features bear bf16: they are compared with each other. Positions do not: 8 bits of a place in a
+picture of 512 px are a pixel. So with bf16 the graph is compiled as two, the encoder and the rest.
+"""
 
 import numpy as np
 
 from cotracker_ros.engines import base, spec
 from cotracker_ros.engines.metadata import EngineError, Metadata
 
+FEATURES = 'features.'  # before the name of a ring, of what the encoder hands to the rest
+
 
 def has_bf16() -> bool:
-    """Whether this CPU computes in bf16 (AMX or AVX-512 BF16)."""
-    import openvino as ov
-
+    """Whether OpenVINO is here and this CPU computes in bf16 (AMX or AVX-512 BF16)."""
+    try:
+        import openvino as ov
+    except ImportError:
+        return False
     return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
@@ -38,6 +46,9 @@ class OpenVinoEngine(base.GraphEngine):
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise EngineError(f'{path}: openvino cannot load it: {_line(error)}') from error
         found = spec.interface(path, _graph(model), metadata, cameras, slots)
+        features = [name for name, length in found.rings.items() if length]
+        if precision == 'bf16' and not features:
+            raise EngineError(f'{path}: keeps no features of frames; use engine openvino')
         try:
             model.reshape(
                 {
@@ -46,20 +57,29 @@ class OpenVinoEngine(base.GraphEngine):
                 }
             )
             model = _hold_half_as_float(ov, model)
-            compiled = ov.Core().compile_model(
-                model,
-                'CPU',
-                {
-                    # Its own default on a CPU with bf16 is bf16, another model as it were.
-                    'INFERENCE_PRECISION_HINT': precision,
-                    'INFERENCE_NUM_THREADS': self.threads,
-                    'PERFORMANCE_HINT': 'LATENCY',
-                },
-            )
+            parts = _split(ov, model, features) if precision == 'bf16' else [model]
+            self._requests = [
+                ov.Core()
+                .compile_model(
+                    part,
+                    'CPU',
+                    {
+                        # Its own default on a CPU with bf16 is bf16, another model as it were.
+                        'INFERENCE_PRECISION_HINT': 'f32' if part is parts[-1] else 'bf16',
+                        'INFERENCE_NUM_THREADS': self.threads,
+                        'PERFORMANCE_HINT': 'LATENCY',
+                    },
+                )
+                .create_infer_request()
+                for part in parts
+            ]
         except Exception as error:
             raise EngineError(f'{path}: openvino cannot compile it: {_line(error)}') from error
         self._ov = ov
-        self._request = compiled.create_infer_request()
+        if len(self._requests) > 1:
+            encoder, rest = self._requests
+            for name, port in zip(features, encoder.model_outputs, strict=True):
+                rest.set_tensor(FEATURES + name, encoder.get_tensor(port))
         types = {i.any_name: i.element_type.to_dtype() for i in model.inputs}
         self._hold_state(found, lambda n: np.zeros(found.shapes[n], types[spec.STATE + n]))
         self._tensors = [self._bind(t) for t in range(self.binding_period)]
@@ -74,12 +94,15 @@ class OpenVinoEngine(base.GraphEngine):
         return tensors
 
     def _run(self, phase: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request = self._request
+        *encoder, request = self._requests
         try:
             for name, value in inputs.items():
                 request.set_tensor(name, self._ov.Tensor(value, shared_memory=True))
             for name, tensor in self._tensors[phase].items():
                 request.set_tensor(name, tensor)
+            for first in encoder:
+                first.set_tensor('image', request.get_tensor('image'))
+                first.infer()
             request.infer()
         except Exception as error:
             raise EngineError(f'openvino failed in a step: {_line(error)}') from error
@@ -103,6 +126,31 @@ def _hold_half_as_float(ov, model):
         if port.element_type == ov.Type.f16:
             steps.output(port.any_name).tensor().set_element_type(ov.Type.f32)
     return steps.build()
+
+
+def _split(ov, model, rings: list[str]) -> list:
+    """The graph as two models: from the image to what `rings` keep of a frame, the features; and
+    the rest, which takes them as inputs of their names with FEATURES before it. Raises
+    RuntimeError where what is kept is not of the image alone.
+    """
+    kept = []
+    for name in rings:
+        node = model.output(spec.NEXT + name).get_node().input_value(0).get_node()
+        while node.get_type_name() in ('Convert', 'Unsqueeze'):
+            node = node.input_value(0).get_node()
+        kept.append(node.output(0))
+    image = model.input('image').get_node()
+    encoder = ov.Model([ov.opset13.result(port) for port in kept], [image], 'encoder')
+    fed = []
+    for name, port in zip(rings, kept, strict=True):
+        users = [u for u in port.get_target_inputs() if u.get_node().get_type_name() != 'Result']
+        node = ov.opset13.parameter(port.get_partial_shape(), port.get_element_type())
+        node.output(0).set_names({FEATURES + name})
+        for user in users:
+            user.replace_source_output(node.output(0))
+        fed.append(node)
+    rest = ov.Model(model.get_results(), [*model.get_parameters(), *fed], 'rest')
+    return [encoder, rest]
 
 
 def _graph(model) -> spec.Graph:

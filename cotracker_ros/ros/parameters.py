@@ -135,7 +135,8 @@ TABLE = (
     Parameter(
         'engine',
         'auto',
-        'Runtime of the model; auto: for .onnx openvino where it is installed, else onnxruntime',
+        'Runtime of the model; auto: for .onnx openvino where it is installed (openvino:bf16 '
+        'where the CPU has bf16), else onnxruntime',
         choices=('auto', *ENGINES),
     ),
     Parameter(
