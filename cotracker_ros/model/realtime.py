@@ -361,13 +361,15 @@ class Refiner(nn.Module):
         height, width = fine.shape[-2:]
         level = (fine + upsample(coarse)) / 2
         flat = level.flatten(2)
-        share = (flat * self.config.far_sharpness).softmax(-1)
-        # By sums over columns and rows: runtimes multiply by a matrix of two columns much slower.
-        share = share.view_as(level)
-        x, y = (
-            share.sum(axis) @ torch.arange(n, dtype=level.dtype, device=level.device)
-            for axis, n in ((-2, width), (-1, height))
+        share = (flat * self.config.far_sharpness).softmax(-1).view_as(level)
+        # Products with ones and numbers on both sides: a matrix of all places, or sums along an
+        # axis, take runtimes several times as long.
+        row, column = (
+            torch.stack([torch.ones_like(n), n]).to(level)
+            for n in (torch.arange(height), torch.arange(width))
         )
+        sums = row @ share @ column.T
+        x, y = sums[..., 0, 1], sums[..., 1, 0]
         place = torch.stack([x, y], -1) * self.config.strides[self.config.far_levels[0]]
         return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
 
@@ -558,8 +560,12 @@ class RealtimeTracker(HalfPrecisionEncoder):
                 zip(self.sizes, rows.split(self.counts, 1), strict=True)
             )
         ]
-        maps = [level.everywhere() for level in levels[first:]]
-        return [*levels[:first], *maps, CorrelationMap(F.avg_pool2d(maps[-1].values, 2))]
+        # Averages of products with a template are products with averages: one map to average
+        # instead of one for each template.
+        cells, size, template = levels[-1]
+        average = F.avg_pool2d(cells.transpose(1, 2).unflatten(2, size), 2)
+        levels.append(NearCorrelation(self.rows([average]), tuple(average.shape[2:]), template))
+        return [*levels[:first], *(level.everywhere() for level in levels[first:])]
 
     def four_cells(self, xy: Tensor) -> tuple[Tensor, Tensor]:
         """The four cells around places xy (B, N, 2) px at every level, as numbers of a frame's

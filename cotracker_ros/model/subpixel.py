@@ -78,7 +78,6 @@ class PatchAligner(nn.Module):
         for name, cells in (('inner_and_one', inner), ('all_and_one', offsets.reshape(-1, 2))):
             constant(name, torch.cat([cells, torch.ones(len(cells), 1)], 1))
         constant('weight', weight[None])
-        constant('parts', self.linear_parts())
         constant('grey', torch.tensor([[0.299, 0.587, 0.114]]))
         constant('to_grid', 2 / torch.tensor(image_size[::-1]).float())
         constant('unity', torch.eye(6))
@@ -93,18 +92,22 @@ class PatchAligner(nn.Module):
         """Values of a template at one resolution."""
         return len(self.all_and_one)
 
-    def linear_parts(self) -> Tensor:
-        """What a template (cells,) is made of as one matrix (cells, 7 P), each without its mean:
-        its inner part, how that changes with x and y, and with the four numbers of the warp.
+    def parts(self, template: Tensor, unknowns: int) -> Tensor:
+        """What templates (..., cells) are made of, (..., 1 + U, P), each without its mean: the
+        inner part, how that changes with x and y and, of 6 unknowns, with the four numbers of the
+        warp.
         """
         side = 2 * self.config.radius + 3
-        grid = torch.eye(side * side).unflatten(-1, (side, side))
-        patch = grid[..., 1:-1, 1:-1].flatten(-2)
-        x = (grid[..., 1:-1, 2:] - grid[..., 1:-1, :-2]).flatten(-2) / 2
-        y = (grid[..., 2:, 1:-1] - grid[..., :-2, 1:-1]).flatten(-2) / 2
-        bend = [slope * offset for slope in (x, y) for offset in self.inner.T / self.config.radius]
-        parts = torch.stack([patch, x, y, *bend], -2)
-        return (parts - parts @ self.weight.T).flatten(-2)
+        grid = template.unflatten(-1, (side, side))
+        inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
+        patch = grid[..., inner, inner]
+        x = (grid[..., inner, after] - grid[..., inner, before]) / 2
+        y = (grid[..., after, inner] - grid[..., before, inner]) / 2
+        parts = torch.stack([patch, x, y], -3).flatten(-2)
+        if unknowns > 2:
+            bend = parts[..., 1:, None, :] * (self.inner.T / self.config.radius)
+            parts = torch.cat([parts, bend.flatten(-3, -2)], -2)
+        return parts - parts @ self.weight.T
 
     def pictures(self, image: Tensor) -> list[Tensor]:
         """Grey pictures (B, 1, h, w) of an image (B, H, W, 3) uint8 RGB, coarse to fine."""
@@ -209,8 +212,7 @@ class PatchAligner(nn.Module):
         # Against its centre, so that rounding does not grow with brightness.
         middle = self.cells // 2
         template = template - template[..., middle : middle + 1]
-        parts = template @ self.parts[:, : (1 + unknowns) * len(self.inner)]
-        patch, slope = parts.unflatten(-1, (1 + unknowns, -1)).split([1, unknowns], -2)
+        patch, slope = self.parts(template, unknowns).split([1, unknowns], -2)
         heavy = patch * self.weight
         power = heavy @ patch.transpose(-1, -2) + self.config.noise**2
         # Brightness is projected out of the slopes, which have no mean, and contrast here: what
