@@ -133,23 +133,21 @@ def _split(ov, model, rings: list[str]) -> list:
     the rest, which takes them as inputs of their names with FEATURES before it. Raises
     RuntimeError where what is kept is not of the image alone.
     """
-    kept = []
+    image = model.input('image').get_node()
+    results, features = [], []
     for name in rings:
         node = model.output(spec.NEXT + name).get_node().input_value(0).get_node()
         while node.get_type_name() in ('Convert', 'Unsqueeze'):
             node = node.input_value(0).get_node()
-        kept.append(node.output(0))
-    image = model.input('image').get_node()
-    encoder = ov.Model([ov.opset13.result(port) for port in kept], [image], 'encoder')
-    fed = []
-    for name, port in zip(rings, kept, strict=True):
-        users = [u for u in port.get_target_inputs() if u.get_node().get_type_name() != 'Result']
-        node = ov.opset13.parameter(port.get_partial_shape(), port.get_element_type())
-        node.output(0).set_names({FEATURES + name})
-        for user in users:
-            user.replace_source_output(node.output(0))
-        fed.append(node)
-    rest = ov.Model(model.get_results(), [*model.get_parameters(), *fed], 'rest')
+        port = node.output(0)
+        feature = ov.opset13.parameter(port.get_partial_shape(), port.get_element_type())
+        feature.output(0).set_names({FEATURES + name})
+        for user in port.get_target_inputs():
+            user.replace_source_output(feature.output(0))
+        results.append(ov.opset13.result(port))
+        features.append(feature)
+    encoder = ov.Model(results, [image], 'encoder')
+    rest = ov.Model(model.get_results(), [*model.get_parameters(), *features], 'rest')
     return [encoder, rest]
 
 
