@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 import types
 
@@ -198,6 +199,29 @@ def test_a_picture_larger_than_the_model(name, tmp_path):
     engine.step(given)
     with pytest.raises(ValueError, match=r'image must be uint8 of shape \(2, 64, 96, 3\)'):
         engine.step(inputs(2, 3, rng))
+
+
+ENGINES_COME_AND_GO = """
+import gc, os, signal, sys, threading
+from cotracker_ros.engines import load
+signal.signal(signal.SIGUSR1, lambda *given: None)
+path, name = sys.argv[1:]
+engines = [load(path, name, threads=1) for _ in range(3)]
+engines.pop(0), gc.collect()
+engines.pop(0), gc.collect()
+thread = threading.Thread(target=lambda: (engines.pop(), gc.collect()))
+thread.start(), thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+print('alive')
+"""
+
+
+@pytest.mark.parametrize('name', INSTALLED)
+def test_a_signal_after_engines_are_gone_is_harmless(name, path):
+    """OpenVINO unmaps the stack on which Python handles signals."""
+    words = [sys.executable, '-c', ENGINES_COME_AND_GO, str(path), available(name)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'alive\n'), done.stderr
 
 
 def test_rings():

@@ -4,6 +4,8 @@ Features bear bf16: they are compared with each other. Positions do not: 8 bits 
 picture of 512 px are a pixel. So with bf16 the graph is compiled as two, the encoder and the rest.
 """
 
+import functools
+
 import numpy as np
 
 from cotracker_ros.engines import base, spec
@@ -15,10 +17,24 @@ FEATURES = 'features.'  # before the name of a ring, of what the encoder hands t
 def has_bf16() -> bool:
     """Whether OpenVINO is here and this CPU computes in bf16 (AMX or AVX-512 BF16)."""
     try:
-        import openvino as ov
+        import openvino  # noqa: F401 - may have been taken away since
     except ImportError:
         return False
-    return 'BF16' in ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    return 'BF16' in _core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
+@functools.cache
+def _core():
+    """The one Core of this process, never destroyed.
+
+    Each one loads the CPU plugin anew, which gives its thread a stack for signals and unmaps it
+    when the last model is gone. Where that happens in another thread, or of two not in reverse
+    order, a thread is left with a stack that is not there, and the next signal, which Python
+    handles on it, kills the process (seen with OpenVINO 2026.4).
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 class OpenVinoEngine(base.GraphEngine):
@@ -42,7 +58,7 @@ class OpenVinoEngine(base.GraphEngine):
         graphs = metadata.precision.replace('fp32', 'f32')
         self.precision = precision if precision == 'bf16' else graphs
         try:
-            model = ov.Core().read_model(str(path))
+            model = _core().read_model(str(path))
         except Exception as error:  # openvino raises RuntimeError and its own types
             raise EngineError(f'{path}: openvino cannot load it: {_line(error)}') from error
         found = spec.interface(path, _graph(model), metadata, cameras, slots)
@@ -59,7 +75,7 @@ class OpenVinoEngine(base.GraphEngine):
             model = _hold_half_as_float(ov, model)
             parts = _split(ov, model, features) if precision == 'bf16' else [model]
             self._requests = [
-                ov.Core()
+                _core()
                 .compile_model(
                     part,
                     'CPU',
