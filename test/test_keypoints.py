@@ -219,7 +219,7 @@ def test_an_exported_model_takes_keypoints_on_a_stream(exported, small_checkpoin
     # The pictures that the network makes of the clip itself, so that nothing is resized twice.
     size = model.facts.picture_size
     pictures = torch.nn.functional.interpolate(clip, size, mode='bilinear').round().byte()
-    tracker = StreamingTracker(exported, 3, threads=1)
+    tracker = StreamingTracker(exported, 3, engine='onnxruntime', threads=1)  # in float32
 
     def run(numbers):
         tracker.reset()
