@@ -531,9 +531,8 @@ def test_diagnostics_of_a_silent_camera(start_tracker):
     tracker.track()
     values = {v.key: v.value for v in tracker.diagnostic(lambda s, v: True).values}
     assert values['model'] == 'realtime'
-    runtime, device, precision = values['engine'].split()  # whichever is there
-    assert runtime in ('openvino', 'onnxruntime') and device == 'cpu'
-    assert precision in ('f32', 'bf16')
+    # Whichever is there.
+    assert values['engine'] in ('openvino cpu bf16', 'openvino cpu f32', 'onnxruntime cpu f32')
     assert {'age p50 [ms]', 'age p95 [ms]', 'age p99 [ms]', 'step p95 [ms]'} <= set(values)
 
 

@@ -17,10 +17,10 @@ FEATURES = 'features.'  # before the name of a ring, of what the encoder hands t
 def has_bf16() -> bool:
     """Whether OpenVINO is here and this CPU computes in bf16 (AMX or AVX-512 BF16)."""
     try:
-        import openvino  # noqa: F401 - may have been taken away since
+        core = _core()
     except ImportError:
         return False
-    return 'BF16' in _core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 @functools.cache
@@ -92,7 +92,7 @@ class OpenVinoEngine(base.GraphEngine):
         except Exception as error:
             raise EngineError(f'{path}: openvino cannot compile it: {_line(error)}') from error
         self._ov = ov
-        if len(self._requests) > 1:
+        if precision == 'bf16':
             encoder, rest = self._requests
             for name, port in zip(features, encoder.model_outputs, strict=True):
                 rest.set_tensor(FEATURES + name, encoder.get_tensor(port))
