@@ -237,6 +237,10 @@ def test_rings():
     assert [base.binding_period(n) for n in lengths] == [2, 2, 6, 24]
 
 
+def test_open_dimensions_without_names_are_cameras_then_points():
+    assert spec.resolve('state.apart', (-1, -1, -1), 2, 5) == (2, 5, 5)
+
+
 def test_auto_follows_its_order_and_says_why(path, monkeypatch):
     assert 'auto' not in str(load(path, 'onnxruntime', threads=1))
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)

@@ -5,7 +5,6 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from cotracker_ros.engines.spec import resolve  # noqa: E402
 from cotracker_ros.model.grouping import (  # noqa: E402
     UNKNOWN,
     GroupingConfig,
@@ -84,10 +83,6 @@ def test_a_point_that_starts_anew_forgets_its_companions_and_they_forget_it():
     apart = points.started(query, points.xy, points.template).apart[0]
     unknown = query | query.T
     assert torch.equal(apart, torch.where(unknown, UNKNOWN, 0.0))
-
-
-def test_open_dimensions_without_names_are_cameras_then_points():
-    assert resolve('state.apart', (-1, -1, -1), 2, 5) == (2, 5, 5)
 
 
 def test_a_point_alone_is_told_nothing():
