@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from cotracker_ros.engines import (
 )
 from cotracker_ros.engines.onnxruntime_engine import TYPES
 from cotracker_ros.engines.scripted_stream import scripted_stream
-from export.reporting import cpu_facts, linear_fit, markdown, processor
+from export.reporting import cpu_facts, linear_fit, markdown, peak_memory, processor
 from export.verify import candidates
 
 POINTS = (16, 64, 256, 1024)
@@ -139,7 +138,7 @@ def peak_gflops(threads: int) -> float:
 
 def measure(path: Path, name: str, points: int) -> dict:
     """One row: times of a step in ms, memory in MB. Raises EngineError."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     engine = load(path, name, 1, points)
     meta = engine.metadata
     frames = list(scripted_stream(8, meta, 1, points))
@@ -161,12 +160,11 @@ def measure(path: Path, name: str, points: int) -> dict:
     row = {
         q: float(np.quantile(times, p)) for q, p in (('p50', 0.5), ('p95', 0.95), ('p99', 0.99))
     }
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row |= {
         'least': min(times),
         'cpu': cpu,
         'steps': len(times),
-        'memory': (after - before) / 1024,
+        'memory': peak_memory() - before,
         'threads': engine.threads,
         'precision': engine.precision,
         'device': engine.device,

@@ -33,6 +33,16 @@ def cpu_facts() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in parts}
 
 
+def peak_memory() -> float:
+    """Return the most memory that this process has held, MiB.
+
+    Not `resource.getrusage`: there a process begins with the peak of the one that started it.
+    """
+    facts = Path('/proc/self/status').read_text().splitlines()
+    (peak,) = (line.split()[1] for line in facts if line.startswith('VmHWM:'))
+    return int(peak) / 1024
+
+
 def processor() -> str:
     """Return the processor's name."""
     return cpu_facts().get('model name') or platform.processor() or platform.machine()

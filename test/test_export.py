@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -289,6 +292,19 @@ def test_verify_wants_the_weights_of_the_file(exported, small_checkpoint, tmp_pa
     save_file({k: v + 1 for k, v in weights.items()}, other, about)
     assert verify.main([str(exported), '--checkpoint', str(other)]) == 1
     assert 'was not exported from the weights in' in capsys.readouterr().err
+
+
+def test_peak_memory_is_that_of_the_process_alone():
+    held = np.ones(50_000_000)  # 400 MB here, which the others must not count
+    code = """import sys; from export.reporting import peak_memory
+before = peak_memory(); held = b'x' * int(sys.argv[1]); del held; print(before, peak_memory())"""
+    root = Path(__file__).parents[1]
+    (small, same), (before, after) = (
+        map(float, subprocess.check_output([sys.executable, '-c', code, n], cwd=root).split())
+        for n in ('1', str(200 << 20))
+    )
+    assert held.all() and small < 200 and same < small + 20
+    assert 180 < after - before < 220
 
 
 def bench_row(**values):

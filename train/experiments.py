@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ if not __package__:  # run as a script: the folder above holds both packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cotracker_ros.visualise import contact_sheet
-from export.reporting import linear_fit, processor
+from export.reporting import linear_fit, peak_memory, processor
 from train import report
 from train.data import readers
 from train.data.clip import Clip, DataError, beginning, there_and_back, with_occluder
@@ -263,8 +262,7 @@ def _time_points(path: str, count: int) -> tuple[float, float]:
         began = time.perf_counter()
         tracker.track(frame, float(t))
         times.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return 1000 * float(np.median(times[WARM_FRAMES:])), peak
+    return 1000 * float(np.median(times[WARM_FRAMES:])), peak_memory()
 
 
 def main(arguments: list[str] | None = None) -> int:
