@@ -320,7 +320,7 @@ def plot(rows: list[dict], output: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
     for key in dict.fromkeys((r['model'], r['engine']) for r in rows):
         mine = [r for r in rows if (r['model'], r['engine']) == key]
         axes.plot(
@@ -332,10 +332,11 @@ def plot(rows: list[dict], output: Path) -> None:
     axes.set(xscale='log', yscale='log', xlabel='points', ylabel='p50 of a step (ms)')
     counts = sorted({r['points'] for r in rows})
     axes.set_xticks(counts, [str(p) for p in counts])
+    axes.tick_params(which='minor', axis='x', labelbottom=False)
     axes.axhline(1e3 / 30, color='grey', linewidth=0.8, linestyle='--')
     axes.text(counts[0], 1e3 / 30 * 1.05, '30 frames/s', color='grey', fontsize=8)
     axes.grid(True, which='both', alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))  # beside the lines
     figure.tight_layout()
     figure.savefig(output, dpi=120)
 
