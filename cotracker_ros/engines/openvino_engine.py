@@ -4,7 +4,10 @@ Features bear bf16: they are compared with each other. Positions do not: 8 bits 
 picture of 512 px are a pixel. So with bf16 the graph is compiled as two, the encoder and the rest.
 """
 
+import contextlib
+import ctypes
 import functools
+import sys
 
 import numpy as np
 
@@ -25,16 +28,44 @@ def has_bf16() -> bool:
 
 @functools.cache
 def _core():
-    """The one Core of this process, never destroyed.
+    """The one Core of this process, never destroyed; its thread handles signals where it did.
 
-    Each one loads the CPU plugin anew, which gives its thread a stack for signals and unmaps it
-    when the last model is gone. Where that happens in another thread, or of two not in reverse
-    order, a thread is left with a stack that is not there, and the next signal, which Python
-    handles on it, kills the process (seen with OpenVINO 2026.4).
+    Loading the CPU plugin gives its thread a stack for signals, on which Python handles them, and
+    unloading unmaps it: with a Core for each engine, dropped in another thread or of two not in
+    reverse order, a thread was left with a stack that is not there. And where the CPU has AMX that
+    stack, of 20 kB, is too small for two signals at once. Either kills the process (seen with
+    OpenVINO 2026.4).
     """
     import openvino as ov
 
-    return ov.Core()
+    with _signal_stack_kept():
+        core = ov.Core()
+        core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')  # loads the plugin
+    return core
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux, see sigaltstack(2)."""
+
+    _fields_ = (
+        ('start', ctypes.c_void_p),
+        ('flags', ctypes.c_int),
+        ('size', ctypes.c_size_t),
+    )
+
+
+@contextlib.contextmanager
+def _signal_stack_kept():
+    """Give this thread the stack for signals back that it had, or none as most have."""
+    if not sys.platform.startswith('linux'):
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 class OpenVinoEngine(base.GraphEngine):
