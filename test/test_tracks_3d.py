@@ -223,6 +223,14 @@ def test_a_lost_depth_image_is_replaced_by_none(apart):
     assert pairs.match('tracks', None, 'of the last', 10 + 6 / 30 + apart) == expected
 
 
+def test_a_node_that_gets_every_third_depth_image_takes_none_for_another():
+    pairs = Pairs()
+    for number in (0, 3, 6):
+        assert pairs.match('depth', None, number, 10 + number / 30, lost=min(number, 2)) is None
+    assert pairs.match('tracks', None, 'of a lost one', 10 + 5 / 30) is None
+    assert pairs.match('tracks', None, 'of the last', 10 + 6 / 30) == 6
+
+
 def test_pairs_meet_by_publication_where_one_of_them_has_no_stamp():
     pairs = Pairs()
     assert pairs.match('tracks', 5.0, 'tracks 5', 100.0) is None

@@ -194,7 +194,7 @@ class CameraTracker:
         self._depth_moments.of(stamp, time.monotonic())
         if self._tracks_3d.get_subscription_count():
             stamp = None if self._depth_moments.by_arrival else stamp
-            found = self._pairs.match('depth', stamp, msg, published)
+            found = self._pairs.match('depth', stamp, msg, published, lost)
             if found is not None:
                 tracks, header, size = found
                 self._publish_positions(tracks, header, size, msg)

@@ -156,25 +156,26 @@ class Pairs:
 
     One moment: stamps within SAME_MOMENT or, where one of the two has a stamp that is no time,
     publications that lie closer than half of what lies between two depth images, at the rate
-    of the last of them.
+    of the last of them, with those that were lost.
     """
 
     def __init__(self, memory: int = 8) -> None:
         self._waiting = {kind: deque(maxlen=memory) for kind in ('tracks', 'depth')}
         self._published: float | None = None  # when the last depth image was
-        # Seconds between depth images. The least counts: one that is lost makes a gap of two.
+        # Seconds between depth images. The least counts: not every middleware tells of lost ones.
         self._intervals = deque(maxlen=memory)
         self._lock = threading.Lock()  # tracks come from the worker, depth from the executor
 
-    def match(self, kind: str, stamp: float | None, item, published: float = 0.0):
+    def match(self, kind: str, stamp: float | None, item, published: float = 0.0, lost: int = 0):
         """Return the item of the other kind for `stamp`, or None and keep this one for it.
 
-        stamp: seconds, None if it is no time; published: seconds at which the image was.
+        stamp: seconds, None if it is no time; published: seconds at which the image was; lost: of
+        a depth image, how many never came since the last one.
         """
         with self._lock:
             if kind == 'depth':
                 if self._published is not None:
-                    self._intervals.append(published - self._published)
+                    self._intervals.append((published - self._published) / (lost + 1))
                 self._published = published
             others = self._waiting['depth' if kind == 'tracks' else 'tracks']
             distances = [self._distance(stamp, published, *other[:2]) for other in others]
