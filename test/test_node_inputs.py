@@ -149,7 +149,7 @@ def test_depth_without_stamps_is_of_the_same_image(start_tracker):
     tracker.node.create_subscription(PointCloud2, 'tracker/tracks_3d', spaces.append, 10)
 
     def both(number: int):
-        # As a camera does, at a steady rate: it tells images without stamps apart.
+        # At a steady rate, as a camera's: images without stamps are told apart by it.
         tracker.until(lambda: time.monotonic() > began + number / 2)
         image = stampless(tracker)
         image.header.frame_id = str(number)

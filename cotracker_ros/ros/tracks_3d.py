@@ -156,7 +156,7 @@ class Pairs:
 
     One moment: stamps within SAME_MOMENT or, where one of the two has a stamp that is no time,
     publications that lie closer than half of what lies between two depth images, at the rate
-    of the last of them, with those that were lost.
+    of the last of them; lost ones count in that rate.
     """
 
     def __init__(self, memory: int = 8) -> None:
