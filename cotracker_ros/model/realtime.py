@@ -264,10 +264,15 @@ class Refiner(nn.Module):
         """Pixels of one cell of every correlation map."""
         return (*self.config.strides, 2 * self.config.strides[-1])
 
-    @property
-    def cache_width(self) -> int:
-        """Channels of the cached keys and values of one iteration of one point and frame."""
-        return 2 * self.config.width * self.config.depth
+    def no_past(
+        self, clips: int, points: int, iterations: int, device: torch.device | str = 'cpu'
+    ) -> list[Tensor]:
+        """The caches of points that have just begun: of every block of one refinement after the
+        other, keys and values (G, N, window - 1, 2 D) of past frames.
+        """
+        shape = clips, points, self.config.window - 1, 2 * self.config.width
+        count = iterations * self.config.depth
+        return [torch.zeros(shape, device=device) for _ in range(count)]
 
     def forward(
         self,
@@ -275,13 +280,12 @@ class Refiner(nn.Module):
         motion: Motion,
         masks: Masks,
         past: list[Tensor],
-        iterations: int,
         keypoint: Tensor | None = None,
     ) -> Refined:
-        """Refine `iterations` times.
+        """Refine as often as there are caches for.
 
-        levels: fine to coarse; past: per iteration (G, N, window - 1, cache_width); keypoint (G,
-        N): numbers of a body's keypoints, -1: none.
+        levels: fine to coarse; past: as `no_past`; keypoint (G, N): numbers of a body's
+        keypoints, -1: none.
         """
         c = self.config
         xy = motion.xy + c.momentum * motion.velocity
@@ -289,7 +293,7 @@ class Refiner(nn.Module):
         middle = last_cell(levels[0].size, xy) * (self.config.strides[0] / 2)
         normalise, read_out = self.head
         estimates, caches = [], []
-        for k in range(iterations):
+        for k in range(0, len(past), c.depth):
             windows, moves = self.read(levels, xy)
             away = best.place - xy[..., None, :]
             far = (
@@ -316,13 +320,9 @@ class Refiner(nn.Module):
             if self.keypoints is not None and keypoint is not None:
                 x = x + self.keypoints(keypoint).transpose(1, 2)
             virtual = self.virtual.expand(*x.shape[:2], -1, -1)
-            kept = []
-            for block, cache in zip(
-                self.blocks, past[k].chunk(self.config.depth, -1), strict=True
-            ):
+            for block, cache in zip(self.blocks, past[k : k + c.depth], strict=True):
                 x, virtual, cache = block(x, virtual, cache, masks)
-                kept.append(cache)
-            caches.append(torch.cat(kept, -1))
+                caches.append(cache)
             token = normalise(x)
             shift, gates, visibility, confidence = read_out(token).split([2, self.moves, 1, 1], -1)
             steps = torch.cat([moves * self.cell(moves), away], -2)
@@ -696,7 +696,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         live: Tensor,
         keypoint: Tensor | None = None,
     ) -> Advanced:
-        """Track points into a new frame; one refinement for every cache in `past`.
+        """Track points into a new frame; as many refinements as `past` holds caches for.
 
         rows (B, cells, C), the features; pictures as `PatchAligner.pictures`; here (B, M) bool:
         queried in this very frame, so that a point is where it was put; live (B, M) bool; keypoint
@@ -707,7 +707,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         templates = torch.stack([points.template, points.recent], 2)
         levels = self.correlate(rows, templates[:, None])
         masks = Masks.build(points.age[:, None], live[:, None], c.window)
-        refined = self.refiner(levels, points.motion, masks, past, len(past), keypoint)
+        refined = self.refiner(levels, points.motion, masks, past, keypoint)
         estimate, visibility, confidence = (x[:, 0] for x in refined.estimates[-1])
         token, best = refined.token[:, 0], BestPlaces(*(x[:, 0] for x in refined.best))
 

@@ -32,12 +32,12 @@ class RealtimeStep(Step):
         c = self.model.config
         # Half precision is exact enough for unit vectors.
         ring = torch.zeros(c.window, cameras, self.model.cells, c.features, dtype=torch.float16)
-        past = (cameras, slots, c.window - 1, self.model.refiner.cache_width)
+        past = self.model.refiner.no_past(cameras, slots, self.iterations)
         return {
             'frame': torch.zeros(1, dtype=torch.int64),  # row of the ring for the new frame
             'features': ring,  # of the last frames, for queries of an older one
             **Points.empty(self.model, cameras, slots)._asdict(),
-            **{f'past{k}': torch.zeros(past) for k in range(self.iterations)},
+            **{f'past{k}': cache for k, cache in enumerate(past)},
         }
 
     def advance(
@@ -56,7 +56,7 @@ class RealtimeStep(Step):
         )
         points = Points(*(state[name] for name in Points._fields))
         points = points.started(query, query_xy, template)
-        past = [state[f'past{k}'] for k in range(self.iterations)]
+        past = [state[f'past{k}'] for k in range(self.iterations * self.model.config.depth)]
         result = self.model.advance_frame(
             rows, pictures, points, past, here, live, inputs.get('keypoint')
         )

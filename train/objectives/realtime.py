@@ -180,8 +180,7 @@ def roll_out(
     """Run through the clips as on a stream; forced searches start near the truth instead."""
     count, frames, points_count = clips.visible.shape
     device = clips.video.device
-    cache = (count, points_count, model.config.window - 1, model.refiner.cache_width)
-    past = [torch.zeros(cache, device=device) for _ in range(iterations)]
+    past = model.refiner.no_past(count, points_count, iterations, device)
     points = Points.empty(model, count, points_count, device)
     starts, results = [], []
     for t in range(frames):
@@ -228,11 +227,8 @@ def refine_all(
     count, _, points = record.age.shape
     levels = model.correlate(rows.flatten(0, 1), torch.stack([record.template, record.recent], 3))
     masks = Masks.build(record.age, record.age >= 0, model.config.window)
-    empty = torch.zeros(
-        count, points, model.config.window - 1, model.refiner.cache_width, device=record.age.device
-    )
-    caches = [empty] * iterations
-    return model.refiner(levels, record.motion, masks, caches, iterations, keypoint)
+    past = model.refiner.no_past(count, points, iterations, record.age.device)
+    return model.refiner(levels, record.motion, masks, past, keypoint)
 
 
 def refresh(
