@@ -75,8 +75,8 @@ class PatchAligner(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
         constant('inner', inner)
-        for name, cells in (('inner_and_one', inner), ('all_and_one', offsets.reshape(-1, 2))):
-            constant(name, torch.cat([cells, torch.ones(len(cells), 1)], 1))
+        constant('inner_cells', spread(inner))
+        constant('all_cells', spread(offsets.reshape(-1, 2)))
         constant('weight', weight[None])
         constant('grey', torch.tensor([[0.299, 0.587, 0.114]]))
         constant('to_grid', 2 / torch.tensor(image_size[::-1]).float())
@@ -90,7 +90,7 @@ class PatchAligner(nn.Module):
     @property
     def cells(self) -> int:
         """Values of a template at one resolution."""
-        return len(self.all_and_one)
+        return self.all_cells.shape[1] // 2
 
     def parts(self, template: Tensor, unknowns: int) -> Tensor:
         """What templates (..., cells) are made of, (..., 1 + U, P), each without its mean: the
@@ -125,12 +125,13 @@ class PatchAligner(nn.Module):
         """
         return warp.transpose(-1, -2) * (self.config.spacing[level] * self.to_grid)
 
-    def read(self, picture: Tensor, cells_and_one: Tensor, place: Tensor, axes: Tensor) -> Tensor:
-        """A picture (B, 1, h, w) in the cells (P, 3), x, y and 1, of patches with `axes`
-        (B, ..., 2, 2) at `place` (B, ..., 1, 2): (B, ..., P, 1).
+    def read(self, picture: Tensor, cells: Tensor, place: Tensor, axes: Tensor) -> Tensor:
+        """A picture (B, 1, h, w) in cells, see `spread`, of patches with `axes` (B, ..., 2, 2) at
+        `place` (B, ..., 1, 2): (B, ..., P, 1).
         """
-        # One matrix for warp and place: a sum of the two costs as much as reading the picture.
-        grid = cells_and_one @ torch.cat([axes, place], -2)
+        # One product for all patches: a small one for each takes longer than reading the picture.
+        grid = torch.cat([axes, place], -2).flatten(-2) @ cells
+        grid = grid.unflatten(-1, (-1, 2))
         seen = F.grid_sample(
             picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
         )
@@ -140,7 +141,7 @@ class PatchAligner(nn.Module):
         """Templates (B, M, resolutions, cells) at xy (B, M, 2) px."""
         place, unity = self.place(xy), self.unity[:2, :2].expand(*xy.shape, 2)
         seen = [
-            self.read(picture, self.all_and_one, place, self.axes(unity, level))[..., 0]
+            self.read(picture, self.all_cells, place, self.axes(unity, level))[..., 0]
             for level, picture in enumerate(pictures)
         ]
         # Joined by their cells: TensorRT-RTX 1.7 crashes on a graph that joins what was sampled in
@@ -202,7 +203,7 @@ class PatchAligner(nn.Module):
         the unknowns (B, ..., U, 1), their covariance (B, ..., 1, 1); and the picture's weighted
         variance (B, ..., 1, 1), with that of noise.
         """
-        seen = self.read(picture, self.inner_and_one, place, axes)
+        seen = self.read(picture, self.inner_cells, place, axes)
         change, covariance, mean = (rows @ seen).split([rows.shape[-2] - 2, 1, 1], -2)
         variance = self.weight @ seen.square() - mean.square()
         return change, covariance, variance.clamp(min=0) + self.config.noise**2
@@ -240,3 +241,11 @@ class PatchAligner(nn.Module):
             for _ in range(11):
                 inverse = inverse @ (2 * unity - scaled @ inverse)
         return inverse * root[..., None] * root[..., None, :]
+
+
+def spread(cells: Tensor) -> Tensor:
+    """What the six numbers of two axes and a place, row by row, give to x and y of the cells
+    (P, 2) of a patch: (6, 2 P), x and y of a cell side by side.
+    """
+    numbers = torch.cat([cells, torch.ones(len(cells), 1)], 1).T
+    return torch.kron(numbers.contiguous(), torch.eye(2))
