@@ -77,6 +77,7 @@ class RealtimeObjective(Objective):
         seeds = [c.seed * 1_000_003 + first + i for i in range(len(clips.video))]
         clips = clips.with_support(c.batch.support, self.model.image_size)
         (encoder,) = self.frozen_encoder or (folded(self.model.encoder),)
+        encoder = encoder.to(clips.video.device)  # no submodule, it stays where it was made
         return realtime_losses(
             self.model, encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
         )
