@@ -23,11 +23,12 @@ class TrainConfig:
     network: str = 'realtime'  # or cotracker1, cotracker2, cotracker3_online, cotracker3_offline
     shape: dict[str, Any] = field(default_factory=dict)  # what differs from its own
     encoder: str = ''  # feature network by its name in cotracker_ros.model; else the network's own
-    # contrastive: its encoder alone. realtime, windowed: the whole network, which learns by one
-    # of them by default.
+    # contrastive: its encoder alone. distillation: its encoder learns what that of `start` gives.
+    # realtime, windowed: the whole network, which learns by one of them by default.
     objective: str = ''
     size: tuple[int, ...] = ()  # (H, W) px of the model; by default that of the scene
-    start: str = ''  # weights to go on from
+    # weights to go on from; an encoder that is not of their kind begins fresh
+    start: str = ''
     # for the encoder to begin with: the file of a contrastive stage, or imagenet
     encoder_weights: str = ''
     # where batches come from (train/data/sources.py), and the share of each

@@ -105,7 +105,7 @@ class Run:
                 shape = shape_of(begun) | shape  # goes on in the shape that it has
             model = build_model(c.network, size, **shape)
             if begun is not None:
-                if fill(model, begun.state_dict()) and not self.rank:
+                if fill(model, weights_for(model, begun)) and not self.rank:
                     told = 'knows no keypoints: their embedding begins fresh'
                     print(f'train: {c.start} {told}', file=sys.stderr)
                 model.origin = begun.origin
@@ -305,6 +305,17 @@ class Run:
         writer.add_image('unseen clips', contact_sheet(sheets, 2), self.step, dataformats='HWC')
         model.train(training)
         return mean
+
+
+def weights_for(model: nn.Module, begun: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a network for another, whose encoder keeps its own if it is of another
+    kind.
+    """
+    given, own = begun.state_dict(), model.state_dict()
+    if shape_of(begun).get('encoder') == shape_of(model).get('encoder'):
+        return given
+    own = {name: x for name, x in own.items() if name.startswith('encoder.')}
+    return own | {name: x for name, x in given.items() if not name.startswith('encoder.')}
 
 
 def fill(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:

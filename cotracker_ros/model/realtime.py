@@ -30,12 +30,12 @@ from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.grouping import UNKNOWN, GroupingConfig, drift_apart, shared_motion
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
-from cotracker_ros.model.pyramid import PyramidEncoder
+from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder
 from cotracker_ros.model.sampling import last_cell
 from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
 from cotracker_ros.visible import VisibleRule
 
-ENCODERS = {'lite0': Lite0Encoder, 'pyramid': PyramidEncoder}
+ENCODERS = {'lite0': Lite0Encoder, 'pyramid': PyramidEncoder, 'slim': SlimEncoder}
 
 
 @dataclass(frozen=True)
@@ -820,16 +820,19 @@ def interpolated(cells: Tensor, share: Tensor) -> Tensor:
 
 def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:
     """With fresh weights, the shape of `RealtimeConfig`, or of the weights that ship where the
-    encoder is 'pyramid', but for `changes`; image size (H, W) px, multiples of 32.
+    encoder is 'pyramid' or 'slim', but for `changes`; image size (H, W) px, multiples of 32.
     """
-    config = PYRAMID_CONFIG if changes.get('encoder') == 'pyramid' else RealtimeConfig()
-    size = (320, 512) if config.encoder == 'pyramid' else (256, 416)
+    finer = changes.get('encoder') in ('pyramid', 'slim')
+    config = PYRAMID_CONFIG if finer else RealtimeConfig()
+    size = (320, 512) if finer else (256, 416)
     return RealtimeTracker(replace(config, **changes), image_size or size)
 
 
 def encoder_of(state: dict[str, Tensor]) -> str:
     """Which of ENCODERS a state dict belongs to."""
-    return 'lite0' if any('.depthwise.' in key for key in state) else 'pyramid'
+    if any('.depthwise.' in key for key in state):
+        return 'lite0'
+    return 'slim' if any(key.startswith('encoder.down.') for key in state) else 'pyramid'
 
 
 def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
