@@ -1,8 +1,13 @@
 """The recipe of the shipped weights: stages in order, done once; means of weights."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('tensorboard')
@@ -69,6 +74,27 @@ def test_stages_run_in_order_once_and_the_last_is_published(recipe, tmp_path, ca
     stage.write_text(yaml.safe_dump({**TINY, 'steps': 1, 'seed': 5}))
     assert weights.main(words) == 1
     assert 'has changed' in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='children are read from /proc')
+def test_what_ends_the_recipe_ends_its_training(recipe):
+    folder, output = recipe
+    endless = {**TINY, 'steps': 10**6, 'seed': 1, 'save': 1}
+    (folder / '1_encoder.yaml').write_text(yaml.safe_dump(endless))
+    command = [sys.executable, weights.__file__, str(folder), '--output', str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not (output / '1_encoder/checkpoint.pt').exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        assert children
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and 'the same command goes on' in errors
+    assert not [child for child in children if Path(f'/proc/{child}').exists()]
 
 
 def write(path, value, licence='Apache-2.0', model='realtime', name='weight'):

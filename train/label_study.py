@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ import yaml
 from export.reporting import markdown
 from train.data.storage import Folder
 from train.data.videos import find_videos
+from train.programs import end_at_sigterm, run_to_end
 
 TRAIN = Path(__file__).parent
 BEFORE = 'before'
@@ -171,8 +171,7 @@ def take(labels: Path, videos: set[str], target: Path) -> None:
 
 def call(script: str, *words: object, fine: tuple[int, ...] = (0,)) -> bool:
     """Run a command of this folder; whether its exit status is one of the fine ones."""
-    done = subprocess.run([sys.executable, str(TRAIN / script), *map(str, words)])
-    return done.returncode in fine
+    return run_to_end([sys.executable, str(TRAIN / script), *map(str, words)]) in fine
 
 
 def gains(rows: Rows, title: str, measure: str) -> tuple[float, float, int]:
@@ -235,4 +234,5 @@ def draw(rows: Rows, videos: int, path: Path) -> None:
 
 
 if __name__ == '__main__':
+    end_at_sigterm()
     main()

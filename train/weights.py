@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from cotracker_ros.model.config import Origin
 from train.config import IMAGENET, TrainConfig, read_config
+from train.programs import end_at_sigterm, run_to_end
 
 TRAIN = Path(__file__).with_name('train.py')
 INPUTS = ('start', 'encoder_weights')  # settings that name weights
@@ -145,7 +145,7 @@ class Stage:
             words = [str(TRAIN), '--config', str(self.path), '--output', str(self.folder)]
             if time_limit is not None:
                 words += ['--time-limit', str(time_limit)]
-            status = subprocess.run([*launch, *words], check=False).returncode
+            status = run_to_end([*launch, *words])
             if status:
                 raise RuntimeError(f'{self.path}: training ended with status {status}')
             saved = torch.load(
@@ -192,8 +192,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
         print(f'weights: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('weights: stopped; the same command goes on', file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == '__main__':
+    end_at_sigterm()
     raise SystemExit(main())
