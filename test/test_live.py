@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from array import array
 
@@ -498,7 +499,8 @@ def test_an_open_address_makes_a_token(start_tracker):
         assert live.end() == 0
 
 
-def test_demo_with_a_live_view(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_demo_with_a_live_view(tmp_path, number):
     command = [sys.executable, '-m', 'cotracker_ros.demo', '--live', '--port', '0']
     command += ['--output', str(tmp_path), '--grid', '2', '--rate', '5']
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -507,6 +509,8 @@ def test_demo_with_a_live_view(tmp_path):
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             assert b'cotracker_ros live' in answer.read()
     finally:
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         _, errors = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, errors
+    with pytest.raises(urllib.error.URLError):  # its processes are gone too
+        urllib.request.urlopen(url, timeout=PATIENCE)

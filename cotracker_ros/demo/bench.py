@@ -13,7 +13,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import PointCloud2
 
-from cotracker_ros.demo.processes import DemoError, Process, environments
+from cotracker_ros.demo.processes import DemoError, Process, end_at_sigterm, environments
 
 WARM_UP = 5.0  # seconds that do not count
 
@@ -102,12 +102,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.points < 1 or math.isqrt(arguments.points) ** 2 != arguments.points:
         parser.error(f'--points must be a square number such as 64, not {arguments.points}')
+    end_at_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         try:
             print(measure(arguments, Path(folder)))
         except DemoError as error:
             print(f'bench: {error}', file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cotracker_ros.demo.clip import FRAMES, Clip
 from cotracker_ros.demo.live import show
-from cotracker_ros.demo.processes import DemoError, Process, environments
+from cotracker_ros.demo.processes import DemoError, Process, end_at_sigterm, environments
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import EngineError
 from cotracker_ros.points import grid
@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument('--live', action='store_true', help='a live view instead of a recording')
     parser.add_argument('--port', type=int, default=8080, help='of the live view')
     arguments = parser.parse_args()
+    end_at_sigterm()
     try:
         most = int(BY_NAME['initial_grid'].high or 0)
         if not 1 <= arguments.grid <= most:
