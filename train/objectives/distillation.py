@@ -62,10 +62,10 @@ class DistillationObjective(Objective):
 
 @torch.no_grad()
 def begin_like(encoder: SlimEncoder, teacher: PyramidEncoder, image: Tensor) -> None:
-    """Fill a slim encoder with what comes nearest to its teacher, convolution by convolution, on
-    pictures (B, 3, H, W) in 0..255.
+    """Fill a slim encoder with what comes nearest to its teacher, as `folded` gives it,
+    convolution by convolution, on pictures (B, 3, H, W) in 0..255.
     """
-    stem = teacher.stem[0]  # its batch norm folded
+    stem = teacher.stem[0]
     x = F.relu(stem(image / 127.5 - 1))
     kept, back, offset = spanning_channels(x, encoder.stem[0].out_channels)
     encoder.stem[0].weight.copy_(stem.weight[kept])
