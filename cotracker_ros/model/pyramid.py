@@ -19,6 +19,12 @@ SLIM_RANKS = (16, 32, 48, 48)  # rank of a 3x3 convolution, per stage
 SLIM_SUMS = (32, 40, 64)  # channels of the sums of fine and coarse maps, at strides 4, 8, 16
 
 
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The way past the convolutions of a block."""
+    same = inputs == outputs and stride == 1
+    return nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, which inference folds into them."""
 
@@ -28,11 +34,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.skip = (
-            nn.Identity()
-            if inputs == outputs and stride == 1
-            else nn.Conv2d(inputs, outputs, 1, stride)
-        )
+        self.skip = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, h, w) to (B, outputs, h / stride, w / stride)."""
@@ -40,14 +42,40 @@ class ResidualBlock(nn.Module):
         return F.relu(self.skip(x) + self.norm2(self.conv2(y)))
 
 
-class PyramidEncoder(nn.Module):
+class FeaturePyramid(nn.Module):
     """Frame to L2-normalised features at strides 4, 8 and 16, coarse levels summed into fine ones.
 
     Every convolution is centred on the top-left pixel of its stride: feature (i, j) is pixel
-    (stride j, stride i), so feature coordinates are pixels / stride.
+    (stride j, stride i), so feature coordinates are pixels / stride. The encoders below fill in
+    the layers.
     """
 
     strides = (4, 8, 16)
+    stem: nn.Sequential
+    stages: nn.ModuleList  # to strides 4, 8, 16 and 32
+    lateral: nn.ModuleList  # from each stage to the sums of fine and coarse maps
+    down: nn.ModuleList  # from the sum of one level to what the next finer one adds
+    smooth: nn.ModuleList  # from the sums to the features
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
+        x = self.stem(image / 127.5 - 1)
+        skips = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        top = self.lateral[-1](skips[-1])
+        features = []
+        for level in reversed(range(len(self.smooth))):
+            coarse, size = self.down[level](top), skips[level].shape[-2:]
+            up = F.interpolate(coarse, size=size, mode='bilinear', align_corners=False)
+            top = self.lateral[level](skips[level]) + up
+            features.insert(0, unit(self.smooth[level](top).float()))
+        return features
+
+
+class PyramidEncoder(FeaturePyramid):
+    """The pyramid of plain convolutions."""
 
     def __init__(self, features: int = 64):
         super().__init__()
@@ -64,23 +92,7 @@ class PyramidEncoder(nn.Module):
         )
         self.lateral = nn.ModuleList(nn.Conv2d(c, features, 1) for c in STAGES)
         self.smooth = nn.ModuleList(nn.Conv2d(features, features, 3, 1, 1) for _ in self.strides)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
-        x = self.stem(image / 127.5 - 1)
-        skips = []
-        for stage in self.stages:
-            x = stage(x)
-            skips.append(x)
-        top = self.lateral[-1](skips[-1])
-        features = []
-        for level in reversed(range(len(self.smooth))):
-            up = F.interpolate(
-                top, size=skips[level].shape[-2:], mode='bilinear', align_corners=False
-            )
-            top = self.lateral[level](skips[level]) + up
-            features.insert(0, unit(self.smooth[level](top).float()))
-        return features
+        self.down = nn.ModuleList(nn.Identity() for _ in self.strides)
 
 
 def low_rank(inputs: int, outputs: int, rank: int, stride: int = 1) -> nn.Sequential:
@@ -97,18 +109,14 @@ class LowRankBlock(nn.Module):
         super().__init__()
         self.conv1 = low_rank(inputs, outputs, rank, stride)
         self.conv2 = low_rank(outputs, outputs, rank)
-        self.skip = (
-            nn.Identity()
-            if inputs == outputs and stride == 1
-            else nn.Conv2d(inputs, outputs, 1, stride)
-        )
+        self.skip = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, h, w) to (B, outputs, h / stride, w / stride)."""
         return F.relu(self.skip(x) + self.conv2(F.relu(self.conv1(x))))
 
 
-class SlimEncoder(nn.Module):
+class SlimEncoder(FeaturePyramid):
     """What `PyramidEncoder` gives, in 0.44 of its multiplications.
 
     The outputs of its 3x3 convolutions lie nearly in a few directions, so that few filters and a
@@ -116,8 +124,6 @@ class SlimEncoder(nn.Module):
     2015, section 3.1); so do those of its sums of fine and coarse maps. It learns from a
     `PyramidEncoder` (train/objectives/distillation.py).
     """
-
-    strides = PyramidEncoder.strides
 
     def __init__(self, features: int = 64):
         super().__init__()
@@ -133,28 +139,7 @@ class SlimEncoder(nn.Module):
         kept = [min(n, features) for n in SLIM_SUMS]
         sums = (*kept, features)  # the last of the coarsest map alone
         self.lateral = nn.ModuleList(nn.Conv2d(c, n, 1) for c, n in zip(STAGES, sums, strict=True))
-        # From the sum of one level to what the next finer one adds.
         self.down = nn.ModuleList(
             nn.Conv2d(coarse, fine, 1, bias=False) for fine, coarse in pairwise(sums)
         )
         self.smooth = nn.ModuleList(nn.Conv2d(n, features, 3, 1, 1) for n in kept)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
-        x = self.stem(image / 127.5 - 1)
-        skips = []
-        for stage in self.stages:
-            x = stage(x)
-            skips.append(x)
-        top = self.lateral[-1](skips[-1])
-        features = []
-        for level in reversed(range(len(self.smooth))):
-            up = F.interpolate(
-                self.down[level](top),
-                size=skips[level].shape[-2:],
-                mode='bilinear',
-                align_corners=False,
-            )
-            top = self.lateral[level](skips[level]) + up
-            features.insert(0, unit(self.smooth[level](top).float()))
-        return features
