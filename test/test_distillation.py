@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('tensorboard')
 
 from safetensors.torch import save_file  # noqa: E402
-from test_train import CONFIG  # noqa: E402
+from test_train import CONFIG, in_two_processes  # noqa: E402
 
 from cotracker_ros.model import build_model, load_checkpoint, pyramid  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
@@ -120,6 +121,13 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(config, tmp_path):
     # same: most weights must be.
     for name, x in whole.model.state_dict().items():
         assert (x - parts.model.state_dict()[name]).abs().mean() < 0.1 * config.lr, name
+
+
+def test_two_processes_begin_and_go_on_with_the_same_weights(config, tmp_path):
+    """Each has its own pictures."""
+    (_, _, first), (_, _, second) = in_two_processes(config, tmp_path / 'both')
+    for name, x in first.items():
+        np.testing.assert_allclose(x, second[name], atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

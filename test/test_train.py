@@ -273,13 +273,9 @@ def work(rank, port, config, folder, results):
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
+def in_two_processes(config, folder):
+    """What `work` tells of each: its rank, losses and weights."""
     import socket
-
-    monkeypatch.setattr(realtime, 'has_bfloat16', lambda device: False)
-    # The residual pyramid: gradients of its layers are large enough for Adam's first steps, which
-    # make full steps of rounding errors, to agree.
-    config = dataclasses.replace(CONFIG, encoder='pyramid')
 
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -287,15 +283,23 @@ def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
     spawn = torch.multiprocessing.get_context('spawn')
     results = spawn.Queue()
     both = [
-        spawn.Process(target=work, args=(rank, port, config, tmp_path / 'both', results))
-        for rank in range(2)
+        spawn.Process(target=work, args=(rank, port, config, folder, results)) for rank in range(2)
     ]
     for process in both:
         process.start()
     told = sorted([results.get(timeout=1000) for _ in both], key=lambda x: x[0])
     for process in both:
         process.join()
+    return told
 
+
+def test_two_processes_are_one_with_the_batches_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr(realtime, 'has_bfloat16', lambda device: False)
+    # The residual pyramid: gradients of its layers are large enough for Adam's first steps, which
+    # make full steps of rounding errors, to agree.
+    config = dataclasses.replace(CONFIG, encoder='pyramid')
+
+    told = in_two_processes(config, tmp_path / 'both')
     one = Run(config, tmp_path / 'one', 'cpu')
     source = procedural(config, config.seed)
     for step in range(2):

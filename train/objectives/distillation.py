@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
@@ -52,6 +53,9 @@ class DistillationObjective(Objective):
         teacher, scale = self.teacher[0].to(clips.video.device), self.model.config.image_scale
         if step == 0:
             begin_like(self.model.encoder, teacher, clips.video.flatten(0, 1).movedim(-1, 1))
+            if dist.is_initialized():  # every process has pictures of its own
+                for parameter in self.model.encoder.parameters():
+                    dist.broadcast(parameter.data, 0)
         with torch.no_grad():
             taught = encode(teacher, clips.video, scale)
         given = encode(self.model.encoder, clips.video, scale)
