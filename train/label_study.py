@@ -25,10 +25,11 @@ if not __package__:  # run as a script: the folder above holds both packages
 import numpy as np
 import yaml
 
+from cotracker_ros.signals import end_at_sigterm
 from export.reporting import markdown
 from train.data.storage import Folder
 from train.data.videos import find_videos
-from train.programs import end_at_sigterm, run_to_end
+from train.programs import run_to_end
 
 TRAIN = Path(__file__).parent
 BEFORE = 'before'

@@ -1,14 +1,14 @@
-"""Programs that run other programs: what ends one ends the other."""
+"""Running another program: what ends this one ends that one too."""
 
 from __future__ import annotations
 
-import signal
 import subprocess
 
 
 def run_to_end(words: list[str]) -> int:
-    """Run another program and return its exit status. What ends this one, an interrupt or, after
-    `end_at_sigterm`, SIGTERM, ends that one too: two that write the same files must not run.
+    """Run another program and return its exit status. An interrupt of this one, or SIGTERM after
+    `end_at_sigterm` (cotracker_ros/signals.py), ends that one too: two that write the same files
+    must not run.
     """
     child = subprocess.Popen(words)
     try:
@@ -17,8 +17,3 @@ def run_to_end(words: list[str]) -> int:
         child.terminate()
         child.wait()
         raise
-
-
-def end_at_sigterm() -> None:
-    """Let SIGTERM end this program as an interrupt does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

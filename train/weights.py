@@ -32,8 +32,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cotracker_ros.model.config import Origin
+from cotracker_ros.signals import end_at_sigterm
 from train.config import IMAGENET, TrainConfig, read_config
-from train.programs import end_at_sigterm, run_to_end
+from train.programs import run_to_end
 
 TRAIN = Path(__file__).with_name('train.py')
 INPUTS = ('start', 'encoder_weights')  # settings that name weights

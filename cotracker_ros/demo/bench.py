@@ -13,7 +13,8 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import PointCloud2
 
-from cotracker_ros.demo.processes import DemoError, Process, end_at_sigterm, environments
+from cotracker_ros.demo.processes import DemoError, Process, environments
+from cotracker_ros.signals import end_at_sigterm
 
 WARM_UP = 5.0  # seconds that do not count
 

@@ -16,11 +16,6 @@ class DemoError(RuntimeError):
     """Something that stopped the demo, in words for its user."""
 
 
-def end_at_sigterm() -> None:
-    """Let SIGTERM end this program as an interrupt does: its processes would go on without it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 class Process:
     """A child whose lines of output are read as they come."""
 

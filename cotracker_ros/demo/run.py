@@ -12,12 +12,13 @@ import numpy as np
 
 from cotracker_ros.demo.clip import FRAMES, Clip
 from cotracker_ros.demo.live import show
-from cotracker_ros.demo.processes import DemoError, Process, end_at_sigterm, environments
+from cotracker_ros.demo.processes import DemoError, Process, environments
 from cotracker_ros.demo.video import Video, VideoError, open_video
 from cotracker_ros.engines import EngineError
 from cotracker_ros.points import grid
 from cotracker_ros.progress import Progress
 from cotracker_ros.ros.parameters import BY_NAME
+from cotracker_ros.signals import end_at_sigterm
 from cotracker_ros.streaming import QUERY_FRAME, VISIBLE, StreamingTracker
 
 START_SECONDS = 120.0  # for the processes to start and find each other, on a busy machine too
