@@ -59,10 +59,11 @@ def test_a_visible_point_still_shows_its_dot(changes):
     assert shown > 100
 
 
-def test_a_patch_hides_what_is_below_it_and_nothing_else():
+@pytest.mark.parametrize('speed', [0.0, 6.0])
+def test_a_patch_hides_what_is_below_it_and_nothing_else(speed):
     video, tracks, visible = moving_dots()
-    before = video.copy()
-    cover(video, tracks, visible, False, (30, 31), np.random.default_rng(3))
+    before, config = video.copy(), AugmentConfig(patch=(30, 31), patch_speed=speed)
+    cover(video, tracks, visible, False, config, np.random.default_rng(3))
     changed = (video != before).any(-1)
     assert (~visible).any()
     assert visible.any()

@@ -1,4 +1,4 @@
-"""The slim encoder: how it begins from the one that it stands for, and how it learns from it."""
+"""The slim encoders: how they begin from the one they stand for, and how they learn from it."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ from test_train import CONFIG, in_two_processes  # noqa: E402
 from cotracker_ros.model import build_model, load_checkpoint, pyramid  # noqa: E402
 from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 from cotracker_ros.model.config import Origin  # noqa: E402
-from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder  # noqa: E402
-from train.objectives.distillation import begin_like  # noqa: E402
+from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder, TuckerEncoder  # noqa: E402
+from train.objectives.distillation import begin_like, main_inputs  # noqa: E402
 from train.objectives.realtime import folded  # noqa: E402
 from train.train import Run  # noqa: E402
 
@@ -67,12 +67,26 @@ def test_with_all_directions_it_begins_as_its_teacher(teacher, image, monkeypatc
     assert max(off(encoder, teacher, image)) < 1e-5
 
 
-def test_with_the_main_directions_it_begins_near_its_teacher(teacher, image, monkeypatch):
+@pytest.mark.parametrize('kind', [SlimEncoder, TuckerEncoder])
+def test_with_the_main_directions_it_begins_near_its_teacher(kind, teacher, image, monkeypatch):
     monkeypatch.setattr(pyramid, 'SLIM_SUMS', (12, 14, 16))
-    encoder = SlimEncoder(16)
+    encoder = kind(16)
     fresh = off(encoder, teacher, image)
     begin_like(encoder, folded(teacher), image)
     assert all(a < 0.2 * b for a, b in zip(off(encoder, teacher, image), fresh, strict=True))
+
+
+def test_a_convolution_of_inputs_with_few_directions_needs_mixtures_of_these_alone():
+    rng = torch.Generator().manual_seed(3)
+    few = torch.randn(2, 3, 8, 9, generator=rng, dtype=torch.float64)
+    x = torch.einsum('ik,bkhw->bihw', torch.randn(10, 3, generator=rng).double(), few)
+    weight = torch.randn(5, 10, 3, 3, generator=rng, dtype=torch.float64)
+    mix, of_these = main_inputs(x, weight, 3)
+    assert mix.shape == (3, 10) and of_these.shape == (5, 3, 3, 3)
+    mixed = torch.nn.functional.conv2d(x, mix[..., None, None])
+    found = torch.nn.functional.conv2d(mixed, of_these)
+    exact = torch.nn.functional.conv2d(x, weight)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
@@ -86,7 +100,7 @@ def config(tmp_path):
     origin = Origin('Apache-2.0', 'a teacher')
     save_file(model.state_dict(), path, metadata=checkpoint_metadata(model, origin))
     return dataclasses.replace(
-        CONFIG, objective='distillation', encoder='slim', start=str(path), shape={}, lr=1e-3
+        CONFIG, objective='distillation', encoder='tucker', start=str(path), shape={}, lr=1e-3
     )
 
 
@@ -101,7 +115,7 @@ def test_the_encoder_learns_from_its_teacher_and_the_rest_stays(config, tmp_path
     )
     given = load_checkpoint(config.start, config.scene.size)
     published = load_checkpoint(run.publish(), config.scene.size)
-    assert published.config == dataclasses.replace(given.config, encoder='slim')
+    assert published.config == dataclasses.replace(given.config, encoder='tucker')
     for name, x in given.state_dict().items():
         if not name.startswith('encoder.'):
             assert torch.equal(x, published.state_dict()[name]), name
@@ -132,7 +146,7 @@ def test_two_processes_begin_and_go_on_with_the_same_weights(config, tmp_path):
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
-    [({'encoder': 'lite0'}, '`slim`'), ({'start': ''}, '`start`, which is not set')],
+    [({'encoder': 'lite0'}, '`slim` or `tucker`'), ({'start': ''}, '`start`, which is not set')],
 )
 def test_what_cannot_be_distilled_is_refused(config, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):

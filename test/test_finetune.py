@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     scene=SceneConfig(size=(64, 96), frames=4),
     batch=BatchConfig(clips=2, points=6, support=2, bank=1, pace=(1.0, 4.0)),
     loss=LossConfig(visibility=0.0, confidence=0.0),
-    realtime=RealtimeRecipe(fresh=2, calibration=0),
+    realtime=RealtimeRecipe(fresh=2, calibration=0, redetection=0),
 )  # fmt: skip
 
 

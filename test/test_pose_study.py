@@ -80,7 +80,7 @@ def test_a_mixture_with_people_resumes_exactly(tmp_path):
         'sources': {'people': 0.5, 'procedural': 0.5}, 'shape': {'keypoints': 17},
         'loss': {'continuity': 1.0, 'joint_relation': 1.0, 'occlusion_aware': 1.0},
         'batch': {'clips': 1, 'points': 20, 'bank': 2}, 'steps': 4, 'warmup': 0, 'workers': 0,
-        'realtime': {'calibration': 0, 'fresh': 1},
+        'realtime': {'calibration': 0, 'redetection': 0, 'fresh': 1},
     }  # fmt: skip
     begin = str(tmp_path / 'plain.safetensors')
 
@@ -272,7 +272,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
         'start': str(tmp_path / 'w.safetensors'), 'size': list(SIZE), 'steps': 2, 'evaluate': 1,
         'scene': {'size': list(SIZE), 'frames': 4}, 'workers': 0,
         'batch': {'clips': 1, 'points': 20, 'bank': 2},
-        'realtime': {'fresh': 0, 'calibration': 0},
+        'realtime': {'fresh': 0, 'calibration': 0, 'redetection': 0},
     }  # fmt: skip
 
     def go(stop=None):

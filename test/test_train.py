@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,7 @@ from train.data.sources import ProceduralSource, mixture  # noqa: E402
 from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
 from train.objectives import realtime  # noqa: E402
-from train.objectives.realtime import RealtimeRecipe, correction  # noqa: E402
+from train.objectives.realtime import RealtimeRecipe, chances, correction  # noqa: E402
 from train.objectives.windowed import WindowedObjective  # noqa: E402
 from train.train import Run  # noqa: E402
 
@@ -42,7 +43,7 @@ CONFIG = TrainConfig(
     evaluated=1,
     scene=SceneConfig(size=(64, 96), frames=4, objects=(1, 2)),
     batch=BatchConfig(clips=1, points=6, bank=2),
-    realtime=RealtimeRecipe(fresh=2, calibration=1),
+    realtime=RealtimeRecipe(fresh=2, calibration=1, redetection=1),
     shape={'features': 8, 'width': 16, 'heads': 2, 'virtual': 2, 'image_scale': 1},
 )
 
@@ -253,6 +254,53 @@ def test_the_correction_stays_finite_where_the_features_tells_all():
     features = torch.tensor([[-1.0], [1.0]])
     weight, constant = correction(features, torch.zeros(2), torch.tensor([False, True]))
     assert 1 < weight.item() < 20 and abs(constant.item()) < 0.1
+
+
+def test_the_correction_counts_samples_by_their_weight():
+    features, target = torch.ones(4, 1), torch.tensor([True, False, False, False])
+    _, constant = correction(features, torch.zeros(4), target, torch.tensor([6.0, 1, 1, 1]))
+    assert constant.sigmoid().item() == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_a_loss_counts_once_however_long_a_point_could_be_taken_back(monkeypatch):
+    monkeypatch.setattr(realtime, 'AT_ONCE', 3)
+    lost = torch.tensor([0, 1, 1, 1, 1, 1, 0, 1, 1], dtype=torch.bool)[None, :, None]
+    there = torch.tensor([1, 0, 1, 1, 1, 1, 1, 0, 1], dtype=torch.bool)[None, :, None]
+    shares = chances(lost, there)[0, :, 0].tolist()
+    assert shares == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0, 1])
+
+
+def test_redetection_is_fitted_to_find_and_not_to_tear(monkeypatch):
+    """Of invented roll-outs, in which one input tells where a point could be taken back, but for a
+    few points that are held; and a token tells all.
+    """
+    torch.manual_seed(0)
+    model = build_model('realtime', **CONFIG.shape)
+    width, (frames, points) = model.config.width, (6, 4000)
+    shape = 1, frames, points
+    lost, right = torch.rand(shape) < 0.3, torch.rand(shape) < 0.5
+    back = lost & right
+    tell = torch.where(back, 2.0, -2.0) + 0.5 * torch.randn(shape)
+    confusing = ~lost & ~right & (torch.rand(shape) < 0.002)
+    tell = torch.where(confusing, 1.0, tell)
+    features = torch.randn(*shape, model.redetection.in_features)
+    features[..., 0], features[..., width + 3] = torch.where(back, 9.0, -9.0), tell
+    truth = torch.zeros(*shape, 2)
+    where = truth + lost[..., None] * 40.0
+    best = torch.where(right[..., None], truth, truth + 90.0)
+    clips = SimpleNamespace(tracks=truth, visible=lost | True, known=lost | True)
+    record = SimpleNamespace(
+        age=torch.ones(shape), best=best, network=SimpleNamespace(xy=where),
+        redetection_features=features,
+    )  # fmt: skip
+    rolled = [(clips, record, (where - truth).norm(dim=-1))]
+    monkeypatch.setattr(realtime, 'roll_outs', lambda *_: rolled)
+    realtime.fit_redetection(model, [])
+    found = model.redetection(features)[..., 0] > 0
+    assert (model.redetection.weight[0, :width] == 0).all()
+    torn = (found & ~lost & ~right).sum() / (~lost).sum()
+    assert torn <= realtime.TORN < confusing.sum() / (~lost).sum()
+    assert (found & back).sum() > 0.8 * back.sum()
 
 
 def work(rank, port, config, folder, results):

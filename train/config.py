@@ -58,7 +58,7 @@ class TrainConfig:
     iterations: int = 3
     workers: int = 1  # processes that render or read
     save: int = 200  # steps between checkpoints
-    evaluate: int = 1000  # steps between evaluations
+    evaluate: int = 1000  # steps between evaluations; 0: none
     evaluated: int = 4  # clips of an evaluation
     scene: SceneConfig = SceneConfig(frames=20)  # noqa: RUF009 (frozen)
     photo: PhotoSceneConfig = PhotoSceneConfig()  # noqa: RUF009 (frozen)

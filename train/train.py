@@ -239,7 +239,7 @@ class Run:
                     writer.add_scalar(name, value, self.step)
             if self.step % c.save == 0:
                 self.save()
-            if self.step % c.evaluate == 0 and writer:
+            if writer and c.evaluate and self.step % c.evaluate == 0:
                 self.evaluate(writer)
         self.save()
         bar.close()

@@ -1,4 +1,4 @@
-"""The residual feature pyramid of the real-time tracker, and the same in 0.44 of its
+"""The residual feature pyramid of the real-time tracker, and the same in 0.44 and in 0.31 of its
 multiplications.
 """
 
@@ -16,6 +16,7 @@ STAGES = (48, 96, 128, 160)  # channels at strides 4, 8, 16, 32
 BLOCKS = (1, 2, 2, 1)  # residual blocks per stage
 SLIM_STEM = 16
 SLIM_RANKS = (16, 32, 48, 48)  # rank of a 3x3 convolution, per stage
+TUCKER_RANKS = (16, 24, 32, 32)  # rank of its inputs, per stage
 SLIM_SUMS = (32, 40, 64)  # channels of the sums of fine and coarse maps, at strides 4, 8, 16
 
 
@@ -59,7 +60,8 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
-        x = self.stem(image / 127.5 - 1)
+        # With channels last, as cameras give them: OpenVINO then brings nothing to another layout.
+        x = self.stem((image.movedim(1, -1) / 127.5 - 1).movedim(-1, 1))
         skips = []
         for stage in self.stages:
             x = stage(x)
@@ -95,20 +97,27 @@ class PyramidEncoder(FeaturePyramid):
         self.down = nn.ModuleList(nn.Identity() for _ in self.strides)
 
 
-def low_rank(inputs: int, outputs: int, rank: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution of a lower rank: one with few outputs, and all outputs of those."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, rank, 3, stride, 1, bias=False), nn.Conv2d(rank, outputs, 1)
-    )
+def low_rank(
+    inputs: int, outputs: int, rank: int, stride: int = 1, narrow: int | None = None
+) -> nn.Sequential:
+    """A 3x3 convolution of a lower rank: one with few outputs, and all outputs of those. Where
+    `narrow` is fewer than the inputs, it takes only so many mixtures of them.
+    """
+    mixed = inputs if narrow is None else min(inputs, narrow)
+    first = [nn.Conv2d(inputs, mixed, 1, bias=False)] if mixed < inputs else []
+    few = nn.Conv2d(mixed, rank, 3, stride, 1, bias=False)
+    return nn.Sequential(*first, few, nn.Conv2d(rank, outputs, 1))
 
 
 class LowRankBlock(nn.Module):
     """A `ResidualBlock` whose two convolutions are of a lower rank, without batch norm."""
 
-    def __init__(self, inputs: int, outputs: int, rank: int, stride: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, rank: int, stride: int = 1, narrow: int | None = None
+    ):
         super().__init__()
-        self.conv1 = low_rank(inputs, outputs, rank, stride)
-        self.conv2 = low_rank(outputs, outputs, rank)
+        self.conv1 = low_rank(inputs, outputs, rank, stride, narrow)
+        self.conv2 = low_rank(outputs, outputs, rank, narrow=narrow)
         self.skip = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,16 +134,21 @@ class SlimEncoder(FeaturePyramid):
     `PyramidEncoder` (train/objectives/distillation.py).
     """
 
+    narrow: tuple[int | None, ...] = (None,) * len(STAGES)  # rank of the inputs, per stage
+
     def __init__(self, features: int = 64):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, SLIM_STEM, 5, 2, 2), nn.ReLU())
         widths = (SLIM_STEM, *STAGES)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                LowRankBlock(widths[i], widths[i + 1], rank, 2),
-                *(LowRankBlock(widths[i + 1], widths[i + 1], rank) for _ in range(BLOCKS[i] - 1)),
+                LowRankBlock(widths[i], widths[i + 1], rank, 2, narrow),
+                *(
+                    LowRankBlock(widths[i + 1], widths[i + 1], rank, 1, narrow)
+                    for _ in range(BLOCKS[i] - 1)
+                ),
             )
-            for i, rank in enumerate(SLIM_RANKS)
+            for i, (rank, narrow) in enumerate(zip(SLIM_RANKS, self.narrow, strict=True))
         )
         kept = [min(n, features) for n in SLIM_SUMS]
         sums = (*kept, features)  # the last of the coarsest map alone
@@ -143,3 +157,12 @@ class SlimEncoder(FeaturePyramid):
             nn.Conv2d(coarse, fine, 1, bias=False) for fine, coarse in pairwise(sums)
         )
         self.smooth = nn.ModuleList(nn.Conv2d(n, features, 3, 1, 1) for n in kept)
+
+
+class TuckerEncoder(SlimEncoder):
+    """A `SlimEncoder` in 0.70 of its multiplications: its 3x3 convolutions take few mixtures of
+    their inputs, too (Tucker-2 decomposition: Kim et al., Compression of Deep Convolutional Neural
+    Networks for Fast and Low Power Mobile Applications, 2016, section 3.1).
+    """
+
+    narrow = TUCKER_RANKS

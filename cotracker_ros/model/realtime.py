@@ -30,12 +30,14 @@ from cotracker_ros.model.embeddings import KeypointEmbedding, check_keypoints
 from cotracker_ros.model.grouping import UNKNOWN, GroupingConfig, drift_apart, shared_motion
 from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
-from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder
+from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder, TuckerEncoder
 from cotracker_ros.model.sampling import last_cell
 from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
 from cotracker_ros.visible import VisibleRule
 
-ENCODERS = {'lite0': Lite0Encoder, 'pyramid': PyramidEncoder, 'slim': SlimEncoder}
+ENCODERS = {
+    'lite0': Lite0Encoder, 'pyramid': PyramidEncoder, 'slim': SlimEncoder, 'tucker': TuckerEncoder,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -505,7 +507,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         self.calibration = nn.Linear(config.width + 8 + levels, 2).requires_grad_(False)
         # Whether a lost point is back, where its first template fits best: a logit, fitted
         # likewise.
-        self.redetection = nn.Linear(config.width + 14, 1).requires_grad_(False)
+        self.redetection = nn.Linear(config.width + 18, 1).requires_grad_(False)
         for fitted in (self.calibration, self.redetection):
             nn.init.zeros_(fitted.weight)
             nn.init.zeros_(fitted.bias)
@@ -665,12 +667,19 @@ class RealtimeTracker(HalfPrecisionEncoder):
         return torch.cat([token, self.inside(aligned.xy), torch.stack(fits, -1), similarity], -1)
 
     def redetection_features(
-        self, token: Tensor, best: BestPlaces, aligned: Aligned, template: Tensor, now: Tensor
+        self,
+        token: Tensor,
+        best: BestPlaces,
+        aligned: Aligned,
+        template: Tensor,
+        now: Tensor,
+        believed: Tensor,
     ) -> Tensor:
-        """What redetection reads, (..., D + 14): the last tokens (..., D); how well the first
+        """What redetection reads, (..., D + 18): the last tokens (..., D); how well the first
         template (..., levels, C) fits at its best place and at the estimate, where the picture is
         `now` (..., levels, C); how far that place is from the estimate, and from the recent
-        template's; and how well the patches fit.
+        template's; how well the patches fit; and what is believed of the point, (..., 4):
+        probabilities of visibility and confidence a frame before, their logits in this one.
         """
         place, score = best.place[..., 0, :], best.score[..., 0]
         here = (template * now).sum(-1)[..., 1:].mean(-1)
@@ -684,7 +693,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
             2 * back, 4 * (back - 0.6).clamp(min=0), 8 * (back - 0.8).clamp(min=0),
             2 * query, 2 * recent, 2 * (back - query),
         ]  # fmt: skip
-        return torch.cat([token, torch.stack(hints, -1)], -1)
+        return torch.cat([token, torch.stack(hints, -1), believed], -1)
 
     def advance_frame(
         self,
@@ -722,7 +731,10 @@ class RealtimeTracker(HalfPrecisionEncoder):
         )
         now = self.describe(rows, xy)
         calibration = self.calibration_features(token, aligned, points.template, now)
-        redetection = self.redetection_features(token, best, aligned, points.template, now)
+        believed = [points.visibility, points.confidence, visibility, confidence]
+        redetection = self.redetection_features(
+            token, best, aligned, points.template, now, torch.stack(believed, -1)
+        )
         shift = self.calibration(calibration)
         found = self.redetection(redetection)[..., 0]
         threshold = c.redetection_threshold
@@ -820,9 +832,9 @@ def interpolated(cells: Tensor, share: Tensor) -> Tensor:
 
 def build_realtime(image_size: tuple[int, int] | None = None, **changes: Any) -> RealtimeTracker:
     """With fresh weights, the shape of `RealtimeConfig`, or of the weights that ship where the
-    encoder is 'pyramid' or 'slim', but for `changes`; image size (H, W) px, multiples of 32.
+    encoder is not 'lite0', but for `changes`; image size (H, W) px, multiples of 32.
     """
-    finer = changes.get('encoder') in ('pyramid', 'slim')
+    finer = changes.get('encoder', 'lite0') != 'lite0'
     config = PYRAMID_CONFIG if finer else RealtimeConfig()
     size = (320, 512) if finer else (256, 416)
     return RealtimeTracker(replace(config, **changes), image_size or size)
@@ -832,7 +844,9 @@ def encoder_of(state: dict[str, Tensor]) -> str:
     """Which of ENCODERS a state dict belongs to."""
     if any('.depthwise.' in key for key in state):
         return 'lite0'
-    return 'slim' if any(key.startswith('encoder.down.') for key in state) else 'pyramid'
+    if 'encoder.stages.1.0.conv1.2.weight' in state:
+        return 'tucker'
+    return 'slim' if 'encoder.down.0.weight' in state else 'pyramid'
 
 
 def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

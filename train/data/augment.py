@@ -1,8 +1,8 @@
 """Changes to recorded clips that keep their tracks true (CoTracker, appendix; after RAFT, PIPs).
 
-Pictures: brightness, contrast, saturation, hue; blur; patches erased, or replaced by another part
-of the picture, for some frames, which hides the points below. Geometry: a crop whose place and
-scale drift over time, and flips.
+Pictures: brightness, contrast, saturation, hue; blur; patches that for some frames are erased, or
+show another part of the picture upside down, which hides the points below. Geometry: a crop whose
+place and scale drift over time, and flips.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class AugmentConfig:
     replace: float = 0.5
     patches: int = 5  # at most, of one kind
     patch: tuple[int, int] = (10, 80)  # px, side of a patch
+    patch_speed: float = 0.0  # px per frame, typical along each axis
     scale: tuple[float, float] = (1.0, 1.6)  # of the least that fills the picture
     drift: float = 0.1  # change of scale, and of place against the room left, over a clip
     flip: float = 0.5  # left and right; upside down half as often
@@ -52,7 +53,7 @@ def augment(
     for kind in ('erase', 'replace'):
         if rng.random() < getattr(config, kind):
             for _ in range(rng.integers(1, config.patches + 1)):
-                cover(video, tracks, visible, kind == 'replace', config.patch, rng)
+                cover(video, tracks, visible, kind == 'replace', config, rng)
     return crop(video, tracks, visible, size, config, rng)
 
 
@@ -75,22 +76,29 @@ def cover(
     tracks: np.ndarray,
     visible: np.ndarray,
     with_picture: bool,
-    side: tuple[int, int],
+    config: AugmentConfig,
     rng: np.random.Generator,
 ) -> None:
-    """Lay one patch over a run of frames, in place, and hide the points under it."""
+    """Lay one patch over a run of frames, in place, and hide the points under it. It moves evenly;
+    of one that leaves the picture less is seen.
+    """
     frames, height, width = video.shape[:3]
     first = rng.integers(frames)
-    run = slice(first, first + rng.integers(1, frames + 1))
-    h, w = (min(int(rng.integers(*side)), n // 2) for n in (height, width))
+    run = range(first, min(frames, first + int(rng.integers(1, frames + 1))))
+    h, w = (min(int(rng.integers(*config.patch)), n // 2) for n in (height, width))
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    if with_picture:
-        v, u = rng.integers(height - h + 1), rng.integers(width - w + 1)
-        video[run, y : y + h, x : x + w] = video[run, v : v + h, u : u + w].copy()
-    else:
-        video[run, y : y + h, x : x + w] = video[run].mean((1, 2), keepdims=True)
-    low, high = np.array([x, y]) - 0.5, np.array([x + w, y + h]) - 0.5
-    visible[run] &= ~((tracks[run] > low) & (tracks[run] < high)).all(-1)
+    v, u = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    dy, dx = config.patch_speed * rng.normal(size=2)
+    for k, t in enumerate(run):
+        patch = video[t, v : v + h, u : u + w][::-1].copy()  # so that no point is seen twice
+        if not with_picture:
+            patch[:] = video[t].mean((0, 1))
+        top, left = y + round(dy * k), x + round(dx * k)
+        rows, columns = (slice(max(n, 0), max(n + m, 0)) for n, m in ((top, h), (left, w)))
+        part = video[t, rows, columns]
+        part[:] = patch[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]]
+        low, high = np.array([left, top]) - 0.5, np.array([left + w, top + h]) - 0.5
+        visible[t] &= ~((tracks[t] > low) & (tracks[t] < high)).all(-1)
 
 
 def crop(

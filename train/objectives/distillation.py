@@ -36,7 +36,7 @@ class DistillationObjective(Objective):
             raise ValueError('distillation is from the encoder of `start`, which is not set')
         teacher = load_checkpoint(config.start, model.image_size).encoder
         if not isinstance(teacher, PyramidEncoder) or not isinstance(model.encoder, SlimEncoder):
-            raise ValueError('distillation is from an encoder `pyramid` to one that is `slim`')
+            raise ValueError('distillation is from a `pyramid` to a `slim` or `tucker` encoder')
         model.requires_grad_(False)
         learn(model.encoder)
         model.encoder.to(memory_format=torch.channels_last)
@@ -74,10 +74,10 @@ def begin_like(encoder: SlimEncoder, teacher: PyramidEncoder, image: Tensor) -> 
     kept, back, offset = spanning_channels(x, encoder.stem[0].out_channels)
     encoder.stem[0].weight.copy_(stem.weight[kept])
     encoder.stem[0].bias.copy_(stem.bias[kept])
-    maps = []
+    given, maps = x[:, kept], []
     for mine, theirs in zip(encoder.stages, teacher.stages, strict=True):
         for block, example in zip(mine, theirs, strict=True):
-            x = _begin_block(block, example, x, back, offset)
+            given = x = _begin_block(block, example, x, given, back, offset)
             back, offset = torch.eye(x.shape[1]).to(x), torch.zeros(x.shape[1]).to(x)
         maps.append(x)
     top = teacher.lateral[-1](maps[-1])
@@ -100,18 +100,23 @@ def begin_like(encoder: SlimEncoder, teacher: PyramidEncoder, image: Tensor) -> 
 
 
 def _begin_block(
-    block: LowRankBlock, example: ResidualBlock, x: Tensor, back: Tensor, offset: Tensor
+    block: LowRankBlock,
+    example: ResidualBlock,
+    x: Tensor,
+    given: Tensor,
+    back: Tensor,
+    offset: Tensor,
 ) -> Tensor:
-    """Fill a block, whose inputs z stand for the example's as back z + offset; returns what the
-    example gives for its own inputs x.
+    """Fill a block, whose inputs stand for the example's, x, as back given + offset; returns what
+    the example gives.
     """
     first = fuse_conv_bn_eval(example.conv1, example.norm1)
     second = fuse_conv_bn_eval(example.conv2, example.norm2)
     y = first(x)
-    begin_low_rank(block.conv1, y, first.weight, first.bias, back, offset)
-    z = second(F.relu(y))
-    unity = torch.eye(y.shape[1]).to(y)
-    begin_low_rank(block.conv2, z, second.weight, second.bias, unity, torch.zeros_like(unity[0]))
+    begin_low_rank(block.conv1, given, y, first.weight, first.bias, back, offset)
+    inner, unity = F.relu(y), torch.eye(y.shape[1]).to(y)
+    z, zero = second(inner), torch.zeros_like(unity[0])
+    begin_low_rank(block.conv2, inner, z, second.weight, second.bias, unity, zero)
     if isinstance(example.skip, nn.Conv2d):
         weight = example.skip.weight
         block.skip.weight.copy_(_after(weight, back))
@@ -120,16 +125,28 @@ def _begin_block(
 
 
 def begin_low_rank(
-    pair: nn.Sequential, y: Tensor, weight: Tensor, bias: Tensor, back: Tensor, offset: Tensor
+    parts: nn.Sequential,
+    given: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    back: Tensor,
+    offset: Tensor,
 ) -> None:
-    """Fill two convolutions that stand for one of this weight and bias, whose outputs are y: the
-    first gives the main directions of y, the second y from those.
+    """Fill the convolutions that stand for one of this weight and bias, whose outputs are y and
+    whose inputs are back given + offset: the last but one gives the main directions of y, the last
+    y from those, and the first of three the mixtures of what is given that matter for them.
     """
-    mean, main = main_directions(y, pair[0].out_channels)
+    *first, few, last = parts
+    mean, main = main_directions(y, few.out_channels)
     bias = bias + weight.sum((2, 3)) @ offset
-    pair[0].weight.copy_(_mixed(main.T, _after(weight, back)))
-    pair[1].weight.copy_(main[..., None, None])
-    pair[1].bias.copy_(mean + main @ (main.T @ (bias - mean)))
+    kernel = _mixed(main.T, _after(weight, back))
+    for mixing in first:
+        mix, kernel = main_inputs(given, kernel, mixing.out_channels)
+        mixing.weight.copy_(mix[..., None, None])
+    few.weight.copy_(kernel)
+    last.weight.copy_(main[..., None, None])
+    last.bias.copy_(mean + main @ (main.T @ (bias - mean)))
 
 
 def main_directions(y: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -138,6 +155,19 @@ def main_directions(y: Tensor, count: int) -> tuple[Tensor, Tensor]:
     mean = cells.mean(1)
     _, vectors = torch.linalg.eigh((cells - mean[:, None]) @ (cells - mean[:, None]).T)
     return mean, vectors[:, -count:]
+
+
+def main_inputs(x: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The mixtures (count, i) of inputs x (B, i, h, w) from which a convolution of `weight` (o, i,
+    h, w) is given best, by the sum of squares over its outputs and taps, and its weight for them.
+    """
+    cells = x.transpose(0, 1).flatten(1)
+    values, vectors = torch.linalg.eigh(cells @ cells.T / cells.shape[1])
+    scale = values.clamp(min=1e-6 * values[-1]).sqrt()
+    taps = weight.movedim(1, -1).flatten(0, -2) @ vectors * scale  # for inputs of covariance 1
+    _, main = torch.linalg.eigh(taps.T @ taps)
+    main = main[:, -count:]
+    return main.T @ (vectors / scale).T, _after(weight, vectors * scale @ main)
 
 
 def spanning_channels(y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

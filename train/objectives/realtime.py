@@ -10,7 +10,7 @@ more, with gradient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
 LOST = 10.0  # px, how far off a point is that redetection should bring back
-PRIOR = 1e-4  # of calibration against no correction, per squared weight
+THERE = 4.0  # px of the truth, within which it may put a point
+AT_ONCE = 12  # frames of a loss in which a point could be taken back, that count
+ASTRAY = 0.2  # weight of moving a point that is lost or hidden to a wrong place
+TORN = 1.5e-4  # of the frames in which a point is held, in which it may be moved away
+PRIOR = 1e-4  # of what is fitted against zero, per squared weight
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,8 @@ class RealtimeRecipe:
     teacher_noise: tuple[float, float] = (0.3, 8.0)  # px off such a start is, log-uniform
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
-    calibration: int = (
-        24  # batches at the end that what it shows, and redetection, are fitted on; 0: neither is
-    )
+    calibration: int = 24  # batches at the end that what it shows is fitted on; 0: it stays
+    redetection: int = 24  # the same of redetection
 
 
 class RealtimeObjective(Objective):
@@ -83,11 +86,14 @@ class RealtimeObjective(Objective):
         )
 
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
-        """Fit what the tracker shows, and when a lost point is back."""
-        count = self.config.realtime.calibration
-        if not count:
-            return
-        calibrate(model, tqdm(islice(batches, count), 'calibrating', count), self.config.loss)
+        """Fit when a lost point is back, and what the tracker shows."""
+        c = self.config.realtime
+        if c.redetection:
+            clips = islice(batches, c.redetection)
+            fit_redetection(model, tqdm(clips, 'redetection', c.redetection))
+        if c.calibration:
+            clips = islice(batches, c.calibration)
+            calibrate(model, tqdm(clips, 'calibration', c.calibration), self.config.loss)
 
 
 class Rollout(NamedTuple):
@@ -296,64 +302,117 @@ def realtime_losses(
     return losses
 
 
-def correction(features: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def correction(
+    features: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights (D,) and constant () of a linear function of the features (S, D) which, added to the
-    logits (S,), makes the target (S,) bool most likely: logistic regression. A weak Gaussian prior
-    keeps the weights finite where few samples are separable.
+    logits (S,), makes the target (S,) bool most likely: logistic regression, of samples that count
+    by `weight` (S,). A weak Gaussian prior keeps the weights finite where few are separable.
     """
-    weight = torch.zeros_like(features[0], requires_grad=True)
+    scale = features.std(0, correction=0) + 1e-3
+    scaled = (features - features.mean(0)) / scale
+    share = torch.ones_like(logits) if weight is None else weight
+    share, target = share / share.sum(), target.to(logits.dtype)
+    slope = torch.zeros_like(features[0], requires_grad=True)
     constant = torch.zeros_like(logits[0], requires_grad=True)
-    search = torch.optim.LBFGS([weight, constant], max_iter=200, line_search_fn='strong_wolfe')
+    search = torch.optim.LBFGS([slope, constant], max_iter=200, line_search_fn='strong_wolfe')
 
     def closure() -> Tensor:
         search.zero_grad()
-        shown = logits + features @ weight + constant
-        loss = F.binary_cross_entropy_with_logits(shown, target.to(shown.dtype))
-        loss = loss + PRIOR * weight.square().sum()
+        shown = logits + scaled @ slope + constant
+        loss = F.binary_cross_entropy_with_logits(shown, target, share, reduction='sum')
+        loss = loss + PRIOR * slope.square().sum()
         loss.backward()
         return loss
 
     search.step(closure)
-    return weight.detach(), constant.detach()
+    slope = slope.detach() / scale
+    return slope, constant.detach() - features.mean(0) @ slope
 
 
-def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig) -> None:
-    """Fit the calibration of the probabilities that the tracker shows, and redetection.
-
-    The balanced losses train visibility and confidence as if both classes were equally frequent,
-    and the tracker's own state goes on using these values. Here a correction of what is shown is
-    fitted to the true frequencies on fresh clips, tracked as on a stream; and so is the
-    probability that a lost point is back.
-    """
-    iterations = model.config.iterations
-    # Never redetected while it is fitted: the samples are of points that stay lost.
-    nn.init.zeros_(model.redetection.weight)
-    nn.init.zeros_(model.redetection.bias)
-    samples: list[tuple[Tensor, ...]] = []
+def roll_outs(
+    model: RealtimeTracker, batches: Iterable[Clips]
+) -> Iterator[tuple[Clips, Rollout, Tensor]]:
+    """Clips tracked as on a stream, what it came to, and how far off points are, (G, F, N) px."""
     for clips in batches:
         with torch.no_grad():
             rows = encode_rows(model, model.encoder, clips.video)
             forcing = TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
-            record = roll_out(model, rows, clips, forcing, iterations)
-        error = (record.network.xy - clips.tracks).norm(dim=-1)
-        there = (record.best - clips.tracks).norm(dim=-1) < loss.near
-        back = clips.visible & there & (error > LOST)
+            record = roll_out(model, rows, clips, forcing, model.config.iterations)
+        yield clips, record, (record.network.xy - clips.tracks).norm(dim=-1)
+
+
+def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig) -> None:
+    """Fit the calibration of the probabilities that the tracker shows.
+
+    The balanced losses train visibility and confidence as if both classes were equally frequent,
+    and the tracker's own state goes on using these values. Here a correction of what is shown is
+    fitted to the true frequencies on fresh clips, tracked as on a stream.
+    """
+    samples = []
+    for clips, record, error in roll_outs(model, batches):
         columns = (
             record.calibration_features,
             record.network.visibility,
             record.network.confidence,
             clips.visible,
             error < loss.near,
-            record.redetection_features,
-            back,
         )
         counted = (record.age > 0) & clips.visibility_known
         samples.append(tuple(column[counted] for column in columns))
-    calibration, visibility, confidence, seen, near, redetection, back = map(
-        torch.cat, zip(*samples, strict=True)
-    )
+    features, visibility, confidence, seen, near = map(torch.cat, zip(*samples, strict=True))
     weight, constant = model.calibration.weight.data, model.calibration.bias.data
-    weight[0], constant[0] = correction(calibration, visibility, seen)
-    weight[1], constant[1] = correction(calibration[seen], confidence[seen], near[seen])
-    weight, constant = model.redetection.weight.data, model.redetection.bias.data
-    weight[0], constant[0] = correction(redetection, torch.zeros_like(visibility), back)
+    weight[0], constant[0] = correction(features, visibility, seen)
+    weight[1], constant[1] = correction(features[seen], confidence[seen], near[seen])
+
+
+def fit_redetection(model: RealtimeTracker, batches: Iterable[Clips]) -> None:
+    """Fit the probability that a lost point is back where its first template fits best.
+
+    What counts is that a point is taken back at once, once: the frames of a loss in which it could
+    be weigh 1 together, however many they are. Tokens are left out: they say more about what the
+    network was trained on than about other video. In the end the constant is chosen so that hardly
+    a point that is held is moved away.
+    """
+    # Never redetected while it is fitted: the samples are of points that stay lost.
+    nn.init.zeros_(model.redetection.weight)
+    nn.init.constant_(model.redetection.bias, -100.0)
+    samples, held = [], 0
+    for clips, record, error in roll_outs(model, batches):
+        counted = (record.age > 0) & clips.known
+        seen, wrong = counted & clips.visible, (record.best - clips.tracks).norm(dim=-1) > LOST
+        holding = seen & (error <= LOST)
+        # A place that is near the estimate moves nothing away.
+        wrong &= (record.best - record.network.xy).norm(dim=-1) > LOST
+        back = chances(seen & ~holding, (record.best - clips.tracks).norm(dim=-1) < THERE)
+        torn, astray = holding & wrong, counted & ~holding & wrong
+        weight = back + torn + ASTRAY * astray
+        columns = record.redetection_features[..., model.config.width :], back > 0, torn, weight
+        samples.append(tuple(column[weight > 0] for column in columns))
+        held += int(holding.sum())
+    features, back, torn, weight = map(torch.cat, zip(*samples, strict=True))
+    if not back.any():
+        return  # nothing to learn from: no point is taken back
+    slope, constant = correction(features, torch.zeros_like(weight), back, weight)
+    rising = (features[torn] @ slope + constant).sort(descending=True).values
+    if len(rising):
+        constant = constant - rising[min(int(TORN * held), len(rising) - 1)]
+    model.redetection.weight.data[0, model.config.width :] = slope
+    model.redetection.bias.data[0] = constant
+
+
+def chances(lost: Tensor, there: Tensor) -> Tensor:
+    """How much each frame counts in which a lost point (G, F, N) bool could be taken back, as its
+    best place is right: 1 in all for the first AT_ONCE of a loss, (G, F, N).
+    """
+    count = torch.zeros_like(lost[:, 0], dtype=torch.float)
+    order = []
+    for now, right in zip(lost.unbind(1), there.unbind(1), strict=True):
+        count = torch.where(now, count + right.float(), 0.0)
+        order.append(torch.where(now & right, count, 0.0))
+    counted = [torch.where(k <= AT_ONCE, k, 0.0) for k in order]
+    most, shares = torch.zeros_like(count), []
+    for now, k in zip(reversed(lost.unbind(1)), reversed(counted), strict=True):
+        most = torch.where(now, torch.maximum(most, k), 0.0)
+        shares.append((k > 0) / most.clamp(min=1))
+    return torch.stack(shares[::-1], 1)
