@@ -60,8 +60,7 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Image (B, 3, H, W) in 0..255 to features (B, C, H/s, W/s), fine to coarse."""
-        # With channels last, as cameras give them: OpenVINO then brings nothing to another layout.
-        x = self.stem((image.movedim(1, -1) / 127.5 - 1).movedim(-1, 1))
+        x = self.stem(image / 127.5 - 1)
         skips = []
         for stage in self.stages:
             x = stage(x)
