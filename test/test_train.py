@@ -29,7 +29,7 @@ from train.data.sources import ProceduralSource, mixture  # noqa: E402
 from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
 from train.objectives import realtime  # noqa: E402
-from train.objectives.realtime import RealtimeRecipe, chances, correction  # noqa: E402
+from train.objectives.realtime import RealtimeRecipe, correction, episode_weights  # noqa: E402
 from train.objectives.windowed import WindowedObjective  # noqa: E402
 from train.train import Run  # noqa: E402
 
@@ -262,15 +262,15 @@ def test_the_correction_counts_samples_by_their_weight():
     assert constant.sigmoid().item() == pytest.approx(2 / 3, abs=1e-3)
 
 
-def test_a_loss_counts_once_however_long_a_point_could_be_taken_back(monkeypatch):
-    monkeypatch.setattr(realtime, 'AT_ONCE', 3)
+def test_a_lost_point_counts_once_however_long_it_could_be_taken_back(monkeypatch):
+    monkeypatch.setattr(realtime, 'COUNTED_FRAMES', 3)
     lost = torch.tensor([0, 1, 1, 1, 1, 1, 0, 1, 1], dtype=torch.bool)[None, :, None]
     there = torch.tensor([1, 0, 1, 1, 1, 1, 1, 0, 1], dtype=torch.bool)[None, :, None]
-    shares = chances(lost, there)[0, :, 0].tolist()
+    shares = episode_weights(lost, there)[0, :, 0].tolist()
     assert shares == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0, 1])
 
 
-def test_redetection_is_fitted_to_find_and_not_to_tear(monkeypatch):
+def test_redetection_is_fitted_to_find_lost_points_and_to_leave_held_ones(monkeypatch):
     """Of invented roll-outs, in which one input tells where a point could be taken back, but for a
     few points that are held; and a token tells all.
     """
@@ -299,7 +299,7 @@ def test_redetection_is_fitted_to_find_and_not_to_tear(monkeypatch):
     found = model.redetection(features)[..., 0] > 0
     assert (model.redetection.weight[0, :width] == 0).all()
     torn = (found & ~lost & ~right).sum() / (~lost).sum()
-    assert torn <= realtime.TORN < confusing.sum() / (~lost).sum()
+    assert torn <= realtime.FALSE_MOVES < confusing.sum() / (~lost).sum()
     assert (found & back).sum() > 0.8 * back.sum()
 
 

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
 LOST = 10.0  # px, how far off a point is that redetection should bring back
-THERE = 4.0  # px of the truth, within which it may put a point
-AT_ONCE = 12  # frames of a loss in which a point could be taken back, that count
-ASTRAY = 0.2  # weight of moving a point that is lost or hidden to a wrong place
-TORN = 1.5e-4  # of the frames in which a point is held, in which it may be moved away
+BACK_WITHIN = 4.0  # px of the truth, within which it may put a point
+COUNTED_FRAMES = 12  # in which a lost point could be taken back, of every time that it is lost
+WRONG_MOVE = 0.2  # weight of moving a point that is lost or hidden to a wrong place
+FALSE_MOVES = 1.5e-4  # share of the frames in which a point is held, in which it may be moved away
 PRIOR = 1e-4  # of what is fitted against zero, per squared weight
 
 
@@ -369,50 +369,49 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
 def fit_redetection(model: RealtimeTracker, batches: Iterable[Clips]) -> None:
     """Fit the probability that a lost point is back where its first template fits best.
 
-    What counts is that a point is taken back at once, once: the frames of a loss in which it could
-    be weigh 1 together, however many they are. Tokens are left out: they say more about what the
+    What counts is that a lost point is taken back soon, once: the frames in which it could be
+    weigh 1 together, however long it stays lost. Tokens are left out: they say more about what the
     network was trained on than about other video. In the end the constant is chosen so that hardly
     a point that is held is moved away.
     """
     # Never redetected while it is fitted: the samples are of points that stay lost.
     nn.init.zeros_(model.redetection.weight)
     nn.init.constant_(model.redetection.bias, -100.0)
-    samples, held = [], 0
+    samples, frames = [], 0  # frames in which a point is held
     for clips, record, error in roll_outs(model, batches):
         counted = (record.age > 0) & clips.known
-        seen, wrong = counted & clips.visible, (record.best - clips.tracks).norm(dim=-1) > LOST
-        holding = seen & (error <= LOST)
+        seen, off = counted & clips.visible, (record.best - clips.tracks).norm(dim=-1)
+        held = seen & (error <= LOST)
         # A place that is near the estimate moves nothing away.
-        wrong &= (record.best - record.network.xy).norm(dim=-1) > LOST
-        back = chances(seen & ~holding, (record.best - clips.tracks).norm(dim=-1) < THERE)
-        torn, astray = holding & wrong, counted & ~holding & wrong
-        weight = back + torn + ASTRAY * astray
-        columns = record.redetection_features[..., model.config.width :], back > 0, torn, weight
+        wrong = (off > LOST) & ((record.best - record.network.xy).norm(dim=-1) > LOST)
+        back = episode_weights(seen & ~held, off < BACK_WITHIN)
+        away = held & wrong
+        weight = back + away + WRONG_MOVE * (counted & ~held & wrong)
+        columns = record.redetection_features[..., model.config.width :], back > 0, away, weight
         samples.append(tuple(column[weight > 0] for column in columns))
-        held += int(holding.sum())
-    features, back, torn, weight = map(torch.cat, zip(*samples, strict=True))
+        frames += int(held.sum())
+    features, back, away, weight = map(torch.cat, zip(*samples, strict=True))
     if not back.any():
         return  # nothing to learn from: no point is taken back
     slope, constant = correction(features, torch.zeros_like(weight), back, weight)
-    rising = (features[torn] @ slope + constant).sort(descending=True).values
+    rising = (features[away] @ slope + constant).sort(descending=True).values
     if len(rising):
-        constant = constant - rising[min(int(TORN * held), len(rising) - 1)]
+        constant = constant - rising[min(int(FALSE_MOVES * frames), len(rising) - 1)]
     model.redetection.weight.data[0, model.config.width :] = slope
     model.redetection.bias.data[0] = constant
 
 
-def chances(lost: Tensor, there: Tensor) -> Tensor:
-    """How much each frame counts in which a lost point (G, F, N) bool could be taken back, as its
-    best place is right: 1 in all for the first AT_ONCE of a loss, (G, F, N).
+def episode_weights(lost: Tensor, right: Tensor) -> Tensor:
+    """The weight (G, F, N) of each frame in which a lost point (G, F, N) bool could be taken back,
+    as its best place is right: 1 in all for the first COUNTED_FRAMES of every time it is lost.
     """
     count = torch.zeros_like(lost[:, 0], dtype=torch.float)
     order = []
-    for now, right in zip(lost.unbind(1), there.unbind(1), strict=True):
-        count = torch.where(now, count + right.float(), 0.0)
-        order.append(torch.where(now & right, count, 0.0))
-    counted = [torch.where(k <= AT_ONCE, k, 0.0) for k in order]
+    for now, there in zip(lost.unbind(1), right.unbind(1), strict=True):
+        count = torch.where(now, count + there.float(), 0.0)
+        order.append(torch.where(now & there & (count <= COUNTED_FRAMES), count, 0.0))
     most, shares = torch.zeros_like(count), []
-    for now, k in zip(reversed(lost.unbind(1)), reversed(counted), strict=True):
+    for now, k in zip(reversed(lost.unbind(1)), reversed(order), strict=True):
         most = torch.where(now, torch.maximum(most, k), 0.0)
         shares.append((k > 0) / most.clamp(min=1))
     return torch.stack(shares[::-1], 1)
