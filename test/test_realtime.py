@@ -20,6 +20,7 @@ from cotracker_ros.model.realtime import (  # noqa: E402
     RealtimeConfig,
     RealtimeTracker,
     Refiner,
+    upgraded,
 )
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
@@ -340,6 +341,35 @@ def test_calibration_reads_how_far_inside_the_picture_a_point_is(model):
     inside = torch.tensor([4.0, 0.0, -8.0, 24.0])
     assert torch.equal(model.inside(xy)[:, 0], (inside / 8).clamp(-2, 2))
     assert torch.equal(model.inside(xy)[:, 1], inside / 32)
+
+
+@pytest.mark.parametrize('later', [0, 4])
+def test_older_weights_see_the_recent_patch_fit_like_the_querys(model, later):
+    # Older files weigh how well a recent patch fits, too, and one kind of them has four inputs
+    # less: the same answers where it fits like the query's and those inputs are 0.
+    rng, width = torch.Generator().manual_seed(0), CONFIG.width
+    token = torch.rand(2, width, generator=rng)
+    inside, back, believed = (torch.rand(2, n, generator=rng) for n in (2, 3, 4))
+    fit, held, similar = (torch.rand(2, n, generator=rng) for n in (1, 1, 3))
+    knots = 4 * (fit - 0.7).clamp(min=0), 8 * (fit - 0.9).clamp(min=0)
+    recent = 2 * fit, 4 * (fit - 0.8).clamp(min=0)
+    was = torch.cat([token, inside, 2 * fit, *knots, *recent, held, similar], 1)
+    now = torch.cat([token, inside, 2 * fit, *knots, recent[1], held, similar], 1)
+    hints = torch.rand(2, 11, generator=rng)
+    believed = believed[:, :later]
+    told = torch.cat([token, hints, 2 * fit, 2 * fit, back[:, :1], believed], 1)
+    tells = torch.cat([token, hints, 2 * fit, back[:, :1], believed], 1)
+    tells = torch.nn.functional.pad(tells, (0, 4 - later))
+    expected = model.state_dict()
+    older = expected | {
+        'calibration.weight': torch.rand(2, was.shape[1], generator=rng),
+        'redetection.weight': torch.rand(1, told.shape[1], generator=rng),
+    }
+    new = upgraded(older, expected)
+    for key, before, after in (('calibration', was, now), ('redetection', told, tells)):
+        weight = new[f'{key}.weight']
+        assert weight.shape == expected[f'{key}.weight'].shape
+        assert torch.allclose(after @ weight.T, before @ older[f'{key}.weight'].T, atol=1e-5)
 
 
 def test_image_size_must_fit_the_strides():

@@ -53,9 +53,9 @@ UNITY = torch.eye(2).expand(1, 3, 2, 2)
 
 
 def align(aligner, pictures, template, xy, warp):
-    """One template for each place."""
-    found = aligner.align(pictures, template[:, None], xy[:, None], warp[:, None])
-    return found._make(x[:, 0] for x in found)
+    """One place for each template."""
+    found = aligner.align(pictures, template, xy[:, :, None], warp)
+    return found._make(x[:, :, 0] for x in found)
 
 
 def error(found, truth):
@@ -121,12 +121,10 @@ def test_a_flat_picture_gives_finite_answers_and_no_fit(aligner):
 def test_a_template_may_be_looked_for_at_two_places(aligner, scene):
     pictures = aligner.pictures(shown(scene))
     template = aligner.cut(pictures, POINTS)
-    places = torch.stack([POINTS, POINTS + torch.tensor([1.0, -1.0])], 1)
-    both = aligner.align(
-        pictures, template[:, None], places, UNITY[:, None].expand(1, 2, 3, 2, 2), which=(0, 0)
-    )
-    assert both.xy.shape == (1, 2, 3, 2)
-    assert error(both.xy, POINTS[:, None]) < 0.02
+    places = torch.stack([POINTS, POINTS + torch.tensor([1.0, -1.0])], 2)
+    both = aligner.align(pictures, template, places, UNITY)
+    assert both.xy.shape == (1, 3, 2, 2)
+    assert error(both.xy, POINTS[:, :, None]) < 0.02
 
 
 @pytest.mark.parametrize('unknowns', [2, 6])

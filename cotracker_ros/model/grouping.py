@@ -35,7 +35,9 @@ class GroupingConfig:
 
 def squared_differences(x: Tensor) -> Tensor:
     """Of every two points x (B, M, 2): (B, M, M)."""
-    return (x[:, :, None] - x[:, None]).square().sum(-1)
+    # Axis by axis: runtimes take several times as long for a sum over pairs of numbers.
+    x, y = x.unbind(-1)
+    return (x[:, :, None] - x[:, None]).square() + (y[:, :, None] - y[:, None]).square()
 
 
 def shared_motion(

@@ -64,7 +64,6 @@ class RealtimeConfig:
     motion_scale: float = 16.0  # px that tokens measure displacements by
     image_scale: int = 2  # the picture against the one that the encoder sees
     query_fit: float = 0.75  # correlation above which the query's patch says where a point is
-    recent_fit: float = 0.85  # the same of the recent patch
     nearby: float = 8.0  # px that alignment may move a point by
     redetection_threshold: float = 0.5  # probability above which a lost point is taken back
     keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
@@ -361,9 +360,11 @@ class Refiner(nn.Module):
         """
         fine, coarse = (levels[k].values for k in self.config.far_levels)
         height, width = fine.shape[-2:]
-        level = (fine + upsample(coarse)) / 2
+        # Sharpened before they are joined: less work than on the larger map after.
+        half = self.config.far_sharpness / 2
+        level = half * fine + upsample(half * coarse)
         flat = level.flatten(2)
-        share = (flat * self.config.far_sharpness).softmax(-1).view_as(level)
+        share = flat.softmax(-1).view_as(level)
         # Products with ones and numbers on both sides: a matrix of all places, or sums along an
         # axis, take runtimes several times as long.
         row, column = (
@@ -373,7 +374,8 @@ class Refiner(nn.Module):
         sums = row @ share @ column.T
         x, y = sums[..., 0, 1], sums[..., 1, 0]
         place = torch.stack([x, y], -1) * self.config.strides[self.config.far_levels[0]]
-        return BestPlaces(place.view(*shape[:3], 2, 2), flat.amax(-1).view(*shape[:3], 2))
+        score = flat.amax(-1) / (2 * half)
+        return BestPlaces(place.view(*shape[:3], 2, 2), score.view(*shape[:3], 2))
 
 
 class Points(NamedTuple):
@@ -389,7 +391,6 @@ class Points(NamedTuple):
     template: Tensor  # (B, M, levels, C), features of the query
     recent: Tensor  # the same of what the point looked like recently
     patch: Tensor  # (B, M, resolutions, cells), grey patch of the query
-    recent_patch: Tensor  # the same of the last frame in which the point was held
     apart: Tensor  # (B, M, M) px², see model/grouping.py
 
     @classmethod
@@ -407,7 +408,7 @@ class Points(NamedTuple):
         age = torch.zeros(cameras, slots, dtype=torch.int32, device=device)
         return cls(
             age, zeros(2), zeros(2), zeros(), zeros(), zeros(), zeros(2, 2),
-            zeros(*features), zeros(*features), zeros(*patch), zeros(*patch), zeros(slots),
+            zeros(*features), zeros(*features), zeros(*patch), zeros(slots),
         )  # fmt: skip
 
     def started(self, query: Tensor, xy: Tensor, template: Tensor) -> Points:
@@ -430,7 +431,6 @@ class Points(NamedTuple):
             template=put(template, self.template),
             recent=put(template, self.recent),
             patch=self.patch,
-            recent_patch=self.recent_patch,
             apart=torch.where(query[:, None] | query[..., None], UNKNOWN, self.apart),
         )
 
@@ -442,10 +442,9 @@ class Points(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """What the grey patches say about a frame. xy (B, M, 2) px, aligned where a patch fits;
-    held (B, M) bool, whether one does; warp as in `Points`; fits (B, M, 3): of the query's and
-    of the recent patch near the estimate, and of the query's at its best place, which is
-    `best` (B, M, 2) px.
+    """What the grey patches say about a frame. xy (B, M, 2) px, aligned where the patch fits;
+    held (B, M) bool, whether it does; warp as in `Points`; fits (B, M, 2): near the estimate, and
+    at the best place, which is `best` (B, M, 2) px.
     """
 
     xy: Tensor
@@ -504,10 +503,10 @@ class RealtimeTracker(HalfPrecisionEncoder):
         # balances the answers, and the network goes on from what it was trained with. It is
         # fitted when training ends.
         levels = len(config.strides)
-        self.calibration = nn.Linear(config.width + 8 + levels, 2).requires_grad_(False)
+        self.calibration = nn.Linear(config.width + 7 + levels, 2).requires_grad_(False)
         # Whether a lost point is back, where its first template fits best: a logit, fitted
         # likewise.
-        self.redetection = nn.Linear(config.width + 18, 1).requires_grad_(False)
+        self.redetection = nn.Linear(config.width + 17, 1).requires_grad_(False)
         for fitted in (self.calibration, self.redetection):
             nn.init.zeros_(fitted.weight)
             nn.init.zeros_(fitted.bias)
@@ -619,29 +618,19 @@ class RealtimeTracker(HalfPrecisionEncoder):
         frame, all in one batch.
         """
         c = self.config
-        unity = torch.eye(2, dtype=xy.dtype, device=xy.device).expand_as(points.warp)
-        found = self.aligner.align(
-            pictures,
-            torch.stack([points.patch, points.recent_patch], 1),
-            torch.stack([xy, xy, best], 1),
-            torch.stack([points.warp, unity, points.warp], 1),
-            which=(0, 1, 0),
-        )
-        query, recent, back = (
-            found._make(x) for x in zip(*(x.unbind(1) for x in found), strict=True)
-        )
-        by_query = (query.fit > c.query_fit) & ((query.xy - xy).norm(dim=-1) < c.nearby)
-        by_recent = (recent.fit > c.recent_fit) & ((recent.xy - xy).norm(dim=-1) < c.nearby)
-        place = torch.where(by_recent[..., None], recent.xy, xy)
-        bent = self.aligner.deform(pictures, points.patch, query.xy, points.warp)
+        places = torch.stack([xy, best], 2)
+        found = self.aligner.align(pictures, points.patch, places, points.warp)
+        (near, back), (fit, back_fit) = found.xy.unbind(2), found.fit.unbind(2)
+        held = (fit > c.query_fit) & ((near - xy).norm(dim=-1) < c.nearby)
+        bent = self.aligner.deform(pictures, points.patch, near, points.warp)
         area = bent[..., 0, 0] * bent[..., 1, 1] - bent[..., 0, 1] * bent[..., 1, 0]
-        bending = by_query & (area > 0.15) & (area < 6)
+        bending = held & (area > 0.15) & (area < 6)
         return Aligned(
-            torch.where(by_query[..., None], query.xy, place),
-            by_query | by_recent,
+            torch.where(held[..., None], near, xy),
+            held,
             torch.where(bending[..., None, None], bent, points.warp),
-            torch.stack([query.fit, recent.fit, back.fit], -1),
-            torch.where((back.fit > c.query_fit)[..., None], back.xy, best),
+            found.fit,
+            torch.where((back_fit > c.query_fit)[..., None], back, best),
         )
 
     def inside(self, xy: Tensor) -> Tensor:
@@ -654,14 +643,14 @@ class RealtimeTracker(HalfPrecisionEncoder):
     def calibration_features(
         self, token: Tensor, aligned: Aligned, template: Tensor, now: Tensor
     ) -> Tensor:
-        """What calibration reads, (..., D + 8 + levels): the last tokens (..., D); how far
-        inside the picture the point is; how well its patches fit, and whether one was taken; how
+        """What calibration reads, (..., D + 7 + levels): the last tokens (..., D); how far
+        inside the picture the point is; how well its patch fits, and whether it was taken; how
         similar its first template (..., levels, C) and the picture there (..., levels, C) are.
         """
-        query, recent, _ = aligned.fits.unbind(-1)
+        fit, _ = aligned.fits.unbind(-1)
         fits = [
-            2 * query, 4 * (query - 0.7).clamp(min=0), 8 * (query - 0.9).clamp(min=0),
-            2 * recent, 4 * (recent - 0.8).clamp(min=0), aligned.held.to(query.dtype),
+            2 * fit, 4 * (fit - 0.7).clamp(min=0), 8 * (fit - 0.9).clamp(min=0),
+            4 * (fit - 0.8).clamp(min=0), aligned.held.to(fit.dtype),
         ]  # fmt: skip
         similarity = 2 * (template * now).sum(-1)
         return torch.cat([token, self.inside(aligned.xy), torch.stack(fits, -1), similarity], -1)
@@ -675,23 +664,23 @@ class RealtimeTracker(HalfPrecisionEncoder):
         now: Tensor,
         believed: Tensor,
     ) -> Tensor:
-        """What redetection reads, (..., D + 18): the last tokens (..., D); how well the first
+        """What redetection reads, (..., D + 17): the last tokens (..., D); how well the first
         template (..., levels, C) fits at its best place and at the estimate, where the picture is
         `now` (..., levels, C); how far that place is from the estimate, and from the recent
-        template's; how well the patches fit; and what is believed of the point, (..., 4):
+        template's; how well the patch fits; and what is believed of the point, (..., 4):
         probabilities of visibility and confidence a frame before, their logits in this one.
         """
         place, score = best.place[..., 0, :], best.score[..., 0]
         here = (template * now).sum(-1)[..., 1:].mean(-1)
         away = (place - aligned.xy).norm(dim=-1)
         apart = (place - best.place[..., 1, :]).norm(dim=-1)
-        query, recent, back = aligned.fits.unbind(-1)
+        fit, back = aligned.fits.unbind(-1)
         hints = [
             4 * score, 4 * here, 4 * (score - 0.8).clamp(min=0), 4 * (score - 0.9).clamp(min=0),
             (away / 16).clamp(max=2), (away / 64).clamp(max=2),
             (apart / 16).clamp(max=2), (apart / 64).clamp(max=2),
             2 * back, 4 * (back - 0.6).clamp(min=0), 8 * (back - 0.8).clamp(min=0),
-            2 * query, 2 * recent, 2 * (back - query),
+            2 * fit, 2 * (back - fit),
         ]  # fmt: skip
         return torch.cat([token, torch.stack(hints, -1), believed], -1)
 
@@ -761,19 +750,17 @@ class RealtimeTracker(HalfPrecisionEncoder):
         hidden = hidden & going_on & known
         xy = torch.where(hidden[..., None], points.xy + motion, xy)
         renewed = self.update_template(points.recent, now, visibility, confidence)
-        keep = aligned.held & (visibility > 0.5) | back | new
         following = Points(
             age=(points.age + 1).clamp(max=c.window),
             xy=xy,
             velocity=(xy - points.xy) * ~(here | back)[..., None],
             visibility=visibility,
             confidence=confidence,
-            fit=torch.where(back, aligned.fits[..., 2], aligned.fits[..., 0]),
+            fit=torch.where(back, aligned.fits[..., 1], aligned.fits[..., 0]),
             warp=aligned.warp,
             template=points.template,
             recent=torch.where(back[..., None, None], points.template, renewed),
             patch=torch.where(new[..., None, None], patch, points.patch),
-            recent_patch=torch.where(keep[..., None, None], patch, points.recent_patch),
             apart=drift_apart(points.apart, points.xy, displacement, seen, self.grouping),
         )
         return Advanced(
@@ -849,10 +836,26 @@ def encoder_of(state: dict[str, Tensor]) -> str:
     return 'slim' if 'encoder.down.0.weight' in state else 'pyramid'
 
 
+# Of older files, by layer: places of the inputs "fit of the query's patch" and "fit of the recent
+# one" after those of the token, and how many inputs came after it then.
+RECENT_FITS = {'calibration.weight': (2, 5, (11,)), 'redetection.weight': (11, 12, (14, 18))}
+
+
 def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An older state dict with zeros for the inputs that layers have gained since."""
+    """An older state dict: with zeros for the inputs that layers have gained since, and what the
+    fit of a recent patch weighed, which is no longer kept, added to what the query's does.
+    """
     state = dict(state)
-    for key in ('refiner.embed.0.weight', 'calibration.weight', 'redetection.weight'):
+    width = expected['refiner.virtual'].shape[1]
+    for key, (query, recent, lengths) in RECENT_FITS.items():
+        if key in state and state[key].shape[1] - width in lengths:
+            weight = state[key].clone()
+            weight[:, width + query] += weight[:, width + recent]
+            before, _, after = weight.split(
+                [width + recent, 1, weight.shape[1] - width - recent - 1], 1
+            )
+            state[key] = torch.cat([before, after], 1)
+    for key in ('refiner.embed.0.weight', *RECENT_FITS):
         if key in state and key in expected:
             missing = expected[key].shape[1] - state[key].shape[1]
             state[key] = F.pad(state[key], (0, max(0, missing)))

@@ -9,7 +9,8 @@ template stays usable while its surface turns or comes nearer; at the others the
 
 Pixels here are model pixels, (0, 0) the centre of the top-left one. The pictures are of
 `image_scale` times that resolution and coarser, and cover the same area, so that a place has
-the same normalised coordinates in all of them. B cameras, M patches, P positions of a patch.
+the same normalised coordinates in all of them. B cameras, M templates, L places at which each is
+looked for, P positions of a patch.
 """
 
 from __future__ import annotations
@@ -37,12 +38,11 @@ class AlignmentConfig:
 
 
 class Alignment(NamedTuple):
-    """xy (B, M, 2) px; warp (B, M, 2, 2) of template offsets to picture offsets; fit (B, M), the
-    correlation of template and picture over all resolutions, in [-1, 1].
+    """xy (B, M, L, 2) px; fit (B, M, L), the correlation of template and picture over all
+    resolutions, in [-1, 1].
     """
 
     xy: Tensor
-    warp: Tensor
     fit: Tensor
 
 
@@ -80,7 +80,7 @@ class PatchAligner(nn.Module):
         constant('weight', weight[None])
         constant('grey', torch.tensor([[0.299, 0.587, 0.114]]))
         constant('to_grid', 2 / torch.tensor(image_size[::-1]).float())
-        constant('unity', torch.eye(6))
+        constant('unity', torch.eye(8))
         # A matrix of two rows, as four numbers, to its adjugate.
         constant(
             'adjugate', torch.tensor([[0.0, 0, 0, 1], [0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]])
@@ -93,9 +93,8 @@ class PatchAligner(nn.Module):
         return self.all_cells.shape[1] // 2
 
     def parts(self, template: Tensor, unknowns: int) -> Tensor:
-        """What templates (..., cells) are made of, (..., 1 + U, P), each without its mean: the
-        inner part, how that changes with x and y and, of 6 unknowns, with the four numbers of the
-        warp.
+        """What templates (..., cells) are made of, (..., U + 2, P): the inner part, how that
+        changes with x and y and, of 6 unknowns, with the four numbers of the warp; and ones.
         """
         side = 2 * self.config.radius + 3
         grid = template.unflatten(-1, (side, side))
@@ -103,11 +102,12 @@ class PatchAligner(nn.Module):
         patch = grid[..., inner, inner]
         x = (grid[..., inner, after] - grid[..., inner, before]) / 2
         y = (grid[..., after, inner] - grid[..., before, inner]) / 2
-        parts = torch.stack([patch, x, y], -3).flatten(-2)
-        if unknowns > 2:
-            bend = parts[..., 1:, None, :] * (self.inner.T / self.config.radius)
-            parts = torch.cat([parts, bend.flatten(-3, -2)], -2)
-        return parts - parts @ self.weight.T
+        if unknowns == 2:
+            return torch.stack([patch, x, y, torch.ones_like(patch)], -3).flatten(-2)
+        slopes = torch.stack([x, y], -3).flatten(-2)
+        bend = slopes[..., None, :] * (self.inner.T / self.config.radius)
+        patch = patch.flatten(-2)[..., None, :]
+        return torch.cat([patch, slopes, bend.flatten(-3, -2), torch.ones_like(patch)], -2)
 
     def pictures(self, image: Tensor) -> list[Tensor]:
         """Grey pictures (B, 1, h, w) of an image (B, H, W, 3) uint8 RGB, coarse to fine."""
@@ -116,8 +116,8 @@ class PatchAligner(nn.Module):
         return [F.avg_pool2d(fine, n) if n > 1 else fine for n in self.pooling]
 
     def place(self, xy: Tensor) -> Tensor:
-        """Places (..., 2) px as rows (..., 1, 2) of normalised coordinates."""
-        return ((xy + 0.5) * self.to_grid - 1)[..., None, :]
+        """Places (..., 2) px in normalised coordinates."""
+        return (xy + 0.5) * self.to_grid - 1
 
     def axes(self, warp: Tensor, level: int) -> Tensor:
         """The steps from cell to cell of patches deformed by warps (..., 2, 2), in normalised
@@ -126,22 +126,22 @@ class PatchAligner(nn.Module):
         return warp.transpose(-1, -2) * (self.config.spacing[level] * self.to_grid)
 
     def read(self, picture: Tensor, cells: Tensor, place: Tensor, axes: Tensor) -> Tensor:
-        """A picture (B, 1, h, w) in cells, see `spread`, of patches with `axes` (B, ..., 2, 2) at
-        `place` (B, ..., 1, 2): (B, ..., P, 1).
+        """A picture (B, 1, h, w) in cells, see `spread`, of patches with `axes` (B, M, 2, 2) at
+        `place` (B, M, L, 2): (B, M, L, P).
         """
         # One product for all patches: a small one for each takes longer than reading the picture.
-        grid = torch.cat([axes, place], -2).flatten(-2) @ cells
-        grid = grid.unflatten(-1, (-1, 2))
+        axes = axes.flatten(-2)[..., None, :].expand(*place.shape[:-1], 4)
+        grid = (torch.cat([axes, place], -1) @ cells).unflatten(-1, (-1, 2))
         seen = F.grid_sample(
-            picture, grid.flatten(1, -3), padding_mode='border', align_corners=False
+            picture, grid.flatten(1, 2), padding_mode='border', align_corners=False
         )
-        return seen.view(*grid.shape[:-1], 1)
+        return seen.view(grid.shape[:-1])
 
     def cut(self, pictures: list[Tensor], xy: Tensor) -> Tensor:
         """Templates (B, M, resolutions, cells) at xy (B, M, 2) px."""
-        place, unity = self.place(xy), self.unity[:2, :2].expand(*xy.shape, 2)
+        place, unity = self.place(xy)[..., None, :], self.unity[:2, :2].expand(*xy.shape, 2)
         seen = [
-            self.read(picture, self.all_cells, place, self.axes(unity, level))[..., 0]
+            self.read(picture, self.all_cells, place, self.axes(unity, level))[..., 0, :]
             for level, picture in enumerate(pictures)
         ]
         # Joined by their cells: TensorRT-RTX 1.7 crashes on a graph that joins what was sampled in
@@ -149,80 +149,82 @@ class PatchAligner(nn.Module):
         return torch.cat(seen, -1).unflatten(-1, (len(seen), -1))
 
     def align(
-        self,
-        pictures: list[Tensor],
-        template: Tensor,
-        xy: Tensor,
-        warp: Tensor,
-        which: tuple[int, ...] = (0,),
+        self, pictures: list[Tensor], template: Tensor, xy: Tensor, warp: Tensor
     ) -> Alignment:
-        """Find templates (B, K, M, resolutions, cells) near places xy (B, L, M, 2) px, deformed
-        by warps (B, L, M, 2, 2): the l-th places for templates `which[l]` of the K. The results
-        have the axes of the places.
+        """Find templates (B, M, resolutions, cells), deformed by warps (B, M, 2, 2), near places
+        xy (B, M, L, 2) px.
         """
         c = self.config
-        index = torch.tensor(which, device=xy.device)
-        rows, power = (x.index_select(1, index) for x in self.prepare(template, 2))
+        rows, power = self.prepare(template.movedim(2, 0), 2)
         place, together, energy = self.place(xy), [], []
         for level, picture in enumerate(pictures):
-            axes, products, variance = self.axes(warp, level), rows[:, :, :, level], None
+            axes = self.axes(warp, level)
             for _ in range(c.steps[level]):
-                change, covariance, variance = self.look(picture, products, place, axes)
+                change, covariance, variance = self.look(picture, rows[level], place, axes)
                 # The template's contrast is the picture's here; and a step is not too long.
-                longest = change.square().sum(-2, keepdim=True) / c.stride**2
-                change = change * torch.maximum(variance, longest).rsqrt()
-                place = place - change.transpose(-1, -2) @ axes
+                longest = change.square().sum(-1, keepdim=True) / c.stride**2
+                place = place - change * torch.maximum(variance, longest).rsqrt() @ axes
             # How well it fits, where the last step began.
             together.append(covariance)
             energy.append(variance)
-        fit = sum(together) / (sum(energy) * power.sum(3)).sqrt()
-        xy = (place[..., 0, :] + 1) / self.to_grid - 0.5
-        return Alignment(xy, warp, fit[..., 0, 0])
+        fit = sum(together) / (sum(energy) * power.sum(0)).sqrt()
+        return Alignment((place + 1) / self.to_grid - 0.5, fit[..., 0])
 
     def deform(self, pictures: list[Tensor], template: Tensor, xy: Tensor, warp: Tensor) -> Tensor:
-        """The warps (B, K, 2, 2) with which templates (B, K, resolutions, cells) fit better at xy
-        (B, K, 2) px: one Gauss-Newton step for place and warp, the old one where it does not pay.
+        """The warps (B, M, 2, 2) with which templates (B, M, resolutions, cells) fit better at xy
+        (B, M, 2) px: one Gauss-Newton step for place and warp, the old one where it does not pay.
         """
         level, limit = self.config.warp_level, self.config.warp_step
         picture = pictures[level]
         rows, _ = self.prepare(template[..., level, :], 6)
-        place, axes = self.place(xy), self.axes(warp, level)
+        place, axes = self.place(xy)[..., None, :], self.axes(warp, level)
         change, covariance, variance = self.look(picture, rows, place, axes)
-        change = (change * variance.rsqrt())[..., 0]
-        bend = (change[..., 2:].unflatten(-1, (2, 2)) / self.config.radius).clamp(-limit, limit)
+        move, bend = (change * variance.rsqrt()).split([2, 4], -1)
+        bend = (bend.unflatten(-1, (2, 2))[..., 0, :, :] / self.config.radius).clamp(-limit, limit)
         bent = warp - warp @ bend
-        place = place - change[..., None, :2] @ axes
-        _, then, new_variance = self.look(picture, rows, place, self.axes(bent, level))
+        _, then, new_variance = self.look(
+            picture, rows, place - move @ axes, self.axes(bent, level)
+        )
         better = then * new_variance.rsqrt() > covariance * variance.rsqrt()
         return torch.where(better, bent, warp)
 
     def look(
         self, picture: Tensor, rows: Tensor, place: Tensor, axes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Products of what a picture holds at a place with the rows of `Prepared`: the change of
-        the unknowns (B, ..., U, 1), their covariance (B, ..., 1, 1); and the picture's weighted
-        variance (B, ..., 1, 1), with that of noise.
+        """Products of what a picture holds at places (B, M, L, 2) with the rows of `Prepared`: the
+        change of the unknowns (B, M, L, U) and their covariance (B, M, L, 1); and the picture's
+        weighted variance (B, M, L, 1), with that of noise.
         """
         seen = self.read(picture, self.inner_cells, place, axes)
-        change, covariance, mean = (rows @ seen).split([rows.shape[-2] - 2, 1, 1], -2)
-        variance = self.weight @ seen.square() - mean.square()
+        products = seen @ rows.transpose(-1, -2)
+        change, covariance, mean = products.split([rows.shape[-2] - 2, 1, 1], -1)
+        variance = seen.square() @ self.weight.T - mean.square()
         return change, covariance, variance.clamp(min=0) + self.config.noise**2
 
     def prepare(self, template: Tensor, unknowns: int) -> Prepared:
         """Of templates (..., cells), for the place (2 unknowns) or for place and warp (6)."""
         # Against its centre, so that rounding does not grow with brightness.
         middle = self.cells // 2
-        template = template - template[..., middle : middle + 1]
-        patch, slope = self.parts(template, unknowns).split([1, unknowns], -2)
-        heavy = patch * self.weight
-        power = heavy @ patch.transpose(-1, -2) + self.config.noise**2
-        # Brightness is projected out of the slopes, which have no mean, and contrast here: what
-        # is left of a picture is the error.
-        basis = slope - (slope @ heavy.transpose(-1, -2)) / power * patch
-        weighted = basis * self.weight
-        normal = weighted @ basis.transpose(-1, -2)
-        solve = self.invert(normal, unknowns) @ weighted * power.sqrt()
-        return Prepared(torch.cat([solve, heavy, self.weight.expand_as(heavy)], -2), power)
+        parts = self.parts(template - template[..., middle : middle + 1], unknowns)
+        heavy = parts * self.weight
+        gram = heavy @ parts.transpose(-1, -2)
+        mean = gram[..., :-1, -1:]
+        gram = gram[..., :-1, :-1] - mean @ mean.transpose(-1, -2)
+        noise = self.config.noise**2
+        power = gram[..., :1, :1] + noise
+        # Brightness is projected out of template and slopes, as they lose their means, and
+        # contrast out of the slopes, as they lose their share of the template: what is left of a
+        # picture is the error.
+        share = gram[..., 1:, :1] / power
+        normal = gram[..., 1:, 1:] - (power + noise) * share @ share.transpose(-1, -2)
+        solve = self.invert(normal, unknowns) * power.sqrt()
+        unity = self.unity[: unknowns + 2, : unknowns + 2]
+        centred = unity[:-1] - mean * unity[-1:]
+        change = solve @ (centred[..., 1:, :] - share * centred[..., :1, :])
+        mix = torch.cat(
+            [change, centred[..., :1, :], unity[-1:].expand_as(centred[..., :1, :])], -2
+        )
+        return Prepared(mix @ heavy, power)
 
     def invert(self, normal: Tensor, unknowns: int) -> Tensor:
         """The inverse of damped symmetric matrices (..., U, U): ONNX has no solver."""
