@@ -73,7 +73,7 @@ def test_runtimes_track_with_int8_as_with_float32(name, trained_int8):
     assert engine.precision == 'int8'
     found = compare.difference(compare.record(engine, 8), compare.record(reference, 8), name)
     compare.require(found, 'int8', name, name)
-    assert found.mean['xy'] < 0.2
+    assert found.mean['xy'] < 0.1  # a scale of twice the size in one layer: 0.14
     assert found.largest['xy'] > 0  # it is not the float32 file
 
 
