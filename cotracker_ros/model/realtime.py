@@ -374,7 +374,7 @@ class Refiner(nn.Module):
         sums = row @ share @ column.T
         x, y = sums[..., 0, 1], sums[..., 1, 0]
         place = torch.stack([x, y], -1) * self.config.strides[self.config.far_levels[0]]
-        score = flat.amax(-1) / (2 * half)
+        score = flat.amax(-1) / self.config.far_sharpness
         return BestPlaces(place.view(*shape[:3], 2, 2), score.view(*shape[:3], 2))
 
 
@@ -849,12 +849,9 @@ def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
     width = expected['refiner.virtual'].shape[1]
     for key, (query, recent, lengths) in RECENT_FITS.items():
         if key in state and state[key].shape[1] - width in lengths:
-            weight = state[key].clone()
-            weight[:, width + query] += weight[:, width + recent]
-            before, _, after = weight.split(
-                [width + recent, 1, weight.shape[1] - width - recent - 1], 1
-            )
-            state[key] = torch.cat([before, after], 1)
+            weight, gone = state[key].clone(), width + recent
+            weight[:, width + query] += weight[:, gone]
+            state[key] = torch.cat([weight[:, :gone], weight[:, gone + 1 :]], 1)
     for key in ('refiner.embed.0.weight', *RECENT_FITS):
         if key in state and key in expected:
             missing = expected[key].shape[1] - state[key].shape[1]
