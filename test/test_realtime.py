@@ -330,9 +330,9 @@ def test_the_shipped_weights_find_points_again_behind_a_post():
 
     near = found()
     assert near[9] == 1 and near[49] < 0.1  # behind the post all are lost
-    assert near[59] > 0.4
-    model.redetection.bias.data[0] = -100  # it is redetection that finds them
-    assert found()[59] < 0.2
+    assert near[59] > 0.8
+    model.redetection.bias.data[0] = -100  # it is redetection that finds most of them
+    assert found()[59] < 0.5
 
 
 def test_calibration_reads_how_far_inside_the_picture_a_point_is(model):

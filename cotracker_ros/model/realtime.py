@@ -65,6 +65,8 @@ class RealtimeConfig:
     image_scale: int = 2  # the picture against the one that the encoder sees
     query_fit: float = 0.75  # correlation above which the query's patch says where a point is
     nearby: float = 8.0  # px that alignment may move a point by
+    loose_fit: float = 0.5  # correlation above which it may move a point by `close` px
+    close: float = 4.0
     redetection_threshold: float = 0.5  # probability above which a lost point is taken back
     keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
 
@@ -442,9 +444,9 @@ class Points(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """What the grey patches say about a frame. xy (B, M, 2) px, aligned where the patch fits;
-    held (B, M) bool, whether it does; warp as in `Points`; fits (B, M, 2): near the estimate, and
-    at the best place, which is `best` (B, M, 2) px.
+    """What the grey patches say about a frame. xy (B, M, 2) px, aligned where the patch fits
+    more or less; held (B, M) bool, whether it fits well; warp as in `Points`; fits (B, M, 2): near
+    the estimate, and at the best place, which is `best` (B, M, 2) px.
     """
 
     xy: Tensor
@@ -621,12 +623,14 @@ class RealtimeTracker(HalfPrecisionEncoder):
         places = torch.stack([xy, best], 2)
         found = self.aligner.align(pictures, points.patch, places, points.warp)
         (near, back), (fit, back_fit) = found.xy.unbind(2), found.fit.unbind(2)
-        held = (fit > c.query_fit) & ((near - xy).norm(dim=-1) < c.nearby)
+        moved = (near - xy).norm(dim=-1)
+        held = (fit > c.query_fit) & (moved < c.nearby)
+        taken = held | ((fit > c.loose_fit) & (moved < c.close))
         bent = self.aligner.deform(pictures, points.patch, near, points.warp)
         area = bent[..., 0, 0] * bent[..., 1, 1] - bent[..., 0, 1] * bent[..., 1, 0]
         bending = held & (area > 0.15) & (area < 6)
         return Aligned(
-            torch.where(held[..., None], near, xy),
+            torch.where(taken[..., None], near, xy),
             held,
             torch.where(bending[..., None, None], bent, points.warp),
             found.fit,
@@ -644,7 +648,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         self, token: Tensor, aligned: Aligned, template: Tensor, now: Tensor
     ) -> Tensor:
         """What calibration reads, (..., D + 7 + levels): the last tokens (..., D); how far
-        inside the picture the point is; how well its patch fits, and whether it was taken; how
+        inside the picture the point is; how well its patch fits, and whether it is held; how
         similar its first template (..., levels, C) and the picture there (..., levels, C) are.
         """
         fit, _ = aligned.fits.unbind(-1)

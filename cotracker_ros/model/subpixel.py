@@ -28,7 +28,9 @@ class AlignmentConfig:
     """Shape of the patches and of the search."""
 
     radius: int = 6  # cells of a patch on each side of its centre
-    spacing: tuple[float, ...] = (2.0, 1.0, 0.5)  # model px of a cell, coarse to fine
+    # Model px of a cell, coarse to fine. With 0.5 at the end a patch covers 6 px, and points under
+    # a pure translation at 1920 x 1080 are off by 0.30 camera px in the median instead of 0.22.
+    spacing: tuple[float, ...] = (2.0, 1.0, 0.7)
     steps: tuple[int, ...] = (3, 2, 2)  # Gauss-Newton steps at each resolution
     warp_level: int = 1  # resolution at which the warp is estimated
     warp_step: float = 0.06  # largest change of a number of the warp in a frame
