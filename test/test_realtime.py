@@ -17,12 +17,14 @@ from cotracker_ros.model.realtime import (  # noqa: E402
     Masks,
     Motion,
     NearCorrelation,
+    Points,
     RealtimeConfig,
     RealtimeTracker,
     Refiner,
     upgraded,
 )
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
+from cotracker_ros.model.subpixel import Alignment  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
 from train.objectives.realtime import TeacherForcing, encode_rows, refine_all, roll_out  # noqa: E402
 
@@ -308,6 +310,27 @@ def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(m
     assert torch.allclose(streamed[..., 2][after], torch.tensor(2.0).sigmoid(), atol=1e-4)
     assert torch.allclose(record.motion.xy[0, 1:][after[:-1]], best[:-1][after[:-1]], atol=2e-2)
     assert not record.motion.velocity[0, 1:][after[:-1]].any()
+
+
+def test_a_patch_that_fits_a_little_moves_a_point_less_far(model, monkeypatch):
+    # fit, way of the patch in px, whether the point goes there, whether it counts as held
+    cases = [
+        (0.8, 7.0, True, True),
+        (0.8, 9.0, False, False),
+        (0.6, 3.0, True, False),
+        (0.6, 5.0, False, False),
+        (0.4, 1.0, False, False),
+    ]
+    fit, way, goes, held = (torch.tensor([column]) for column in zip(*cases, strict=True))
+    xy = torch.full((1, len(cases), 2), 20.0)
+    there = xy + torch.stack([way, torch.zeros_like(way)], -1)
+    points = Points.empty(model, 1, len(cases))
+    found = Alignment(torch.stack([there, xy], 2), torch.stack([fit, fit], 2))
+    monkeypatch.setattr(model.aligner, 'align', lambda *_: found)
+    monkeypatch.setattr(model.aligner, 'deform', lambda *_: points.warp)
+    aligned = model.align([], points, xy, xy)
+    assert torch.equal(aligned.held, held)
+    assert torch.equal(aligned.xy, torch.where(goes[..., None], there, xy))
 
 
 def test_the_shipped_weights_find_points_again_behind_a_post():

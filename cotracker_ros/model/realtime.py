@@ -65,8 +65,8 @@ class RealtimeConfig:
     image_scale: int = 2  # the picture against the one that the encoder sees
     query_fit: float = 0.75  # correlation above which the query's patch says where a point is
     nearby: float = 8.0  # px that alignment may move a point by
-    loose_fit: float = 0.5  # correlation above which it may move a point by `close` px
-    close: float = 4.0
+    loose_fit: float = 0.5  # correlation above which the patch still moves a point
+    loose_nearby: float = 4.0  # px that it may then move a point by
     redetection_threshold: float = 0.5  # probability above which a lost point is taken back
     keypoints: int = 0  # numbers of a body's keypoints with an embedding of their own; 0: none
 
@@ -625,7 +625,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
         (near, back), (fit, back_fit) = found.xy.unbind(2), found.fit.unbind(2)
         moved = (near - xy).norm(dim=-1)
         held = (fit > c.query_fit) & (moved < c.nearby)
-        taken = held | ((fit > c.loose_fit) & (moved < c.close))
+        taken = held | ((fit > c.loose_fit) & (moved < c.loose_nearby))
         bent = self.aligner.deform(pictures, points.patch, near, points.warp)
         area = bent[..., 0, 0] * bent[..., 1, 1] - bent[..., 0, 1] * bent[..., 1, 0]
         bending = held & (area > 0.15) & (area < 6)
