@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip('torch')
@@ -21,12 +22,27 @@ def test_a_tracker_is_better_than_standing_still(monkeypatch):
     scores = {}
     for name, tracker in BASELINES.items():
         photo = measure.jaccard(tracker, measure.photo_clips(pictures, cutouts, 0), 1, 'photo')
-        scores[name] = photo, measure.there_and_back(tracker, SHARED / 'video', 0)
+        scores[name] = photo, measure.forward_backward(tracker, SHARED / 'video', 0)
     moving = next(name for name in scores if 'lucas' in name.lower())
     still = next(name for name in scores if 'still' in name.lower())
     assert scores[moving][0] > scores[still][0] + 5
     assert scores[still][1] == 0 < scores[moving][1]
     json.dumps(scores)  # as evaluate.py writes them
+
+
+@pytest.mark.skipif(not (SHARED / 'video').is_dir(), reason='needs the free videos')
+def test_a_tracker_that_loses_its_points_brings_none_back(monkeypatch):
+    monkeypatch.setattr(measure, 'RETURNS', 2)
+
+    def adrift(video, queries):
+        """Goes 19 px to the left and, in 19 more frames, comes back by itself."""
+        t = np.arange(len(video))
+        way = np.minimum(t, abs(38 - t))
+        xy = np.repeat(queries[None, :, 1:], len(video), 0)
+        xy[..., 0] -= way[:, None]
+        return xy, np.ones(xy.shape[:2], bool)
+
+    assert measure.forward_backward(adrift, SHARED / 'video', 0) == 0
 
 
 def test_a_missing_folder_is_named(tmp_path):

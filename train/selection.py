@@ -5,9 +5,11 @@ One number, the mean of four percentages that no benchmark shares:
 - `photo`: average Jaccard on scenes of real pixels (train/data/synthetic/photo_scenes.py) made of
   DAVIS pictures and of cut-outs by its masks;
 - `bodies`: average Jaccard on rendered bodies that walk and turn, textured with DAVIS pictures;
-- `masks`: share of points of DAVIS videos that are still on the object they were taken from;
-- `return`: share of points of free video that come back to where they began when the video is
-  played forth and back, each weighted by how far it went.
+- `masks`: share of points of DAVIS videos that are still on the object they were taken from, said
+  to be visible or not: the masks do not tell what hides behind a part of the object itself;
+- `return`: share of points of free video that are visible in its last frame and from there, as new
+  points, come back to where they began when it is played backwards, each weighted by how far it
+  went (forward-backward error: Kalal et al., Forward-Backward Error, 2010).
 
 BADJA's joints take no part.
 """
@@ -55,7 +57,7 @@ def selection(tracker: Tracker, data: Path, seed: int = 0) -> dict[str, float]:
         'photo': jaccard(tracker, photo_clips(pictures, cutouts, seed), SCENES, 'photo'),
         'bodies': jaccard(tracker, body_clips(pictures, seed), BODIES, 'bodies'),
         'masks': on_objects(tracker, data / 'davis'),
-        'return': there_and_back(tracker, data / 'video', seed),
+        'return': forward_backward(tracker, data / 'video', seed),
     }
     return scores | {'selection': float(np.mean(list(scores.values())))}
 
@@ -114,13 +116,17 @@ def jaccard(tracker: Tracker, clips: Iterator, count: int, name: str) -> float:
 
 
 def on_objects(tracker: Tracker, root: Path) -> float:
-    """Share of points on the object they were taken from, on videos without BADJA's joints."""
+    """Share of points on the object they were taken from, on videos without BADJA's joints, in
+    all frames: whether they can be seen is not known.
+    """
     shares = []
     for clip in tqdm(readers.davis_masks(root), 'masks', leave=False):
         short = first_frames(clip, MASK_FRAMES)
-        xy, seen = tracker(short.video, short.queries)
+        xy, _ = tracker(short.video, short.queries)
         start = short.queries[:, 0].astype(int)
-        shares.append(metrics.on_object(start, xy, seen, np.asarray(short.side))['held'])
+        everywhere = np.ones(xy.shape[:2], bool)
+        side = np.asarray(short.side)
+        shares.append(metrics.on_object(start, xy, everywhere, side)['on_object'])
     return float(np.mean(shares))
 
 
@@ -138,9 +144,10 @@ def first_frames(clip: Clip, count: int) -> Clip:
     )
 
 
-def there_and_back(tracker: Tracker, folder: Path, seed: int) -> float:
-    """Share of points back at their start after a video forth and back, weighted by how far they
-    went, at most GONE px; a point that is not seen at the turn is not back.
+def forward_backward(tracker: Tracker, folder: Path, seed: int) -> float:
+    """Share of points that are visible where a video ends and, tracked anew from there to its
+    beginning, are back at their start, weighted by how far they went, at most GONE px. New points
+    know nothing of where they came from, so one that was lost on the way does not come back.
     """
     files = sorted(f for f in folder.iterdir() if f.suffix in ('.mp4', '.mkv'))
     chosen = files[:: max(1, len(files) // RETURNS)][:RETURNS]
@@ -159,15 +166,17 @@ def there_and_back(tracker: Tracker, folder: Path, seed: int) -> float:
         start = corners[rng.permutation(len(corners))[:32], 0]
         queries = np.column_stack([np.zeros(len(start)), start]).astype(np.float32)
         moved = True
-        video = np.concatenate([frames, frames[-2::-1]])
-        xy, seen = tracker(video, queries)
-        turn = len(frames) - 1
-        way = np.minimum(np.linalg.norm(xy[turn] - start, axis=-1), GONE)
-        back = (np.linalg.norm(xy[-1] - start, axis=-1) < BACK) & seen[turn]
+        xy, seen = tracker(frames, queries)
+        end, height, width = xy[-1], *frames.shape[1:3]
+        way = np.minimum(np.linalg.norm(end - start, axis=-1), GONE)
+        inside = np.clip(end, 0, [width - 1, height - 1])
+        backwards = np.column_stack([np.zeros(len(end)), inside]).astype(np.float32)
+        returned, _ = tracker(np.ascontiguousarray(frames[::-1]), backwards)
+        back = (np.linalg.norm(returned[-1] - start, axis=-1) < BACK) & seen[-1]
         weights, hits = weights + way.sum(), hits + (way * back).sum()
     if not moved:
         raise DataError(f'{folder}: no video in which anything moves')
-    # A tracker that never moves brings nothing back.
+    # A tracker that never moves a point brings none back.
     return float(100 * hits / max(weights, 1e-9))
 
 
