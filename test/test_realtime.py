@@ -3,6 +3,7 @@ restarts hold.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from cotracker_ros.model.realtime import (  # noqa: E402
 from cotracker_ros.model.realtime_step import RealtimeStep  # noqa: E402
 from cotracker_ros.model.subpixel import Alignment  # noqa: E402
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig  # noqa: E402
+from train.losses import LossConfig  # noqa: E402
+from train.objectives import realtime as objective  # noqa: E402
 from train.objectives.realtime import TeacherForcing, encode_rows, refine_all, roll_out  # noqa: E402
 
 SIZE = (96, 128)
@@ -290,6 +293,32 @@ def test_calibration_changes_what_is_shown_and_nothing_else(model, clips):
     model.calibration.bias.data[0] = 0
     assert torch.equal(plain[..., :2], shown[..., :2])
     assert torch.allclose(plain[1:, 0, 2].logit() + 1, shown[1:, 0, 2].logit(), atol=1e-4)
+
+
+def test_lost_points_do_not_teach_to_call_wrong_places_visible(clips, monkeypatch):
+    # What is read of a hidden point and of one that is lost in sight of the camera is alike.
+    torch.manual_seed(0)
+    model = RealtimeTracker(CONFIG, SIZE).eval()
+    shape = 2, 10, 500
+    kind = torch.rand(shape)
+    held, lost = kind < 0.8, (kind >= 0.8) & (kind < 0.91)  # the rest is hidden
+    features = torch.zeros(*shape, model.calibration.in_features)
+    features[..., 3] = held.float()
+    nothing = torch.zeros(shape)
+    record = SimpleNamespace(
+        calibration_features=features,
+        network=SimpleNamespace(visibility=nothing, confidence=nothing),
+        age=torch.ones(shape),
+    )
+    clips = SimpleNamespace(visible=held | lost, visibility_known=torch.ones(shape).bool())
+    error = torch.where(lost, 50.0, 0.5)
+    monkeypatch.setattr(objective, 'roll_outs', lambda *_: iter([(clips, record, error)]))
+    objective.calibrate(model, [], LossConfig())
+    with torch.no_grad():
+        shown = model.calibration(features)[..., 0].sigmoid()
+    assert shown[held].min() > 0.95
+    assert shown[~held].max() < 0.45  # counted in full, 0.55
+    assert shown[~held].min() > 0.2
 
 
 def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(model, clips):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MATCHING_SHARPNESS = 20.0  # inverse temperature of the matching loss
 LOST = 10.0  # px, how far off a point is that redetection should bring back
+LOST_COUNTS = 0.4  # of a frame in which a point is in sight but lost, for what is shown of it
 BACK_WITHIN = 4.0  # px of the truth, within which it may put a point
 COUNTED_FRAMES = 12  # in which a lost point could be taken back, of every time that it is lost
 WRONG_MOVE = 0.2  # weight of moving a point that is lost or hidden to a wrong place
@@ -347,7 +348,9 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
 
     The balanced losses train visibility and confidence as if both classes were equally frequent,
     and the tracker's own state goes on using these values. Here a correction of what is shown is
-    fitted to the true frequencies on fresh clips, tracked as on a stream.
+    fitted to the true frequencies on fresh clips, tracked as on a stream. A point that is lost is
+    in sight elsewhere, and what is read of it is of the wrong place: counted in full, it teaches
+    to call wrong places visible.
     """
     samples = []
     for clips, record, error in roll_outs(model, batches):
@@ -357,12 +360,15 @@ def calibrate(model: RealtimeTracker, batches: Iterable[Clips], loss: LossConfig
             record.network.confidence,
             clips.visible,
             error < loss.near,
+            torch.where(clips.visible & (error > LOST), LOST_COUNTS, 1.0),
         )
         counted = (record.age > 0) & clips.visibility_known
         samples.append(tuple(column[counted] for column in columns))
-    features, visibility, confidence, seen, near = map(torch.cat, zip(*samples, strict=True))
+    features, visibility, confidence, seen, near, counts = map(
+        torch.cat, zip(*samples, strict=True)
+    )
     weight, constant = model.calibration.weight.data, model.calibration.bias.data
-    weight[0], constant[0] = correction(features, visibility, seen)
+    weight[0], constant[0] = correction(features, visibility, seen, counts)
     weight[1], constant[1] = correction(features[seen], confidence[seen], near[seen])
 
 
