@@ -267,22 +267,26 @@ def test_a_hidden_point_whose_patch_does_not_fit_goes_with_its_companions(
         return torch.full_like(xy, 1.5), torch.ones(xy.shape[:2], dtype=torch.bool)
 
     monkeypatch.setattr('cotracker_ros.model.realtime.shared_motion', shared)
-    step, moved, fits = RealtimeStep(model), [], []
+    step, moved, fits, shown = RealtimeStep(model), [], [], []
     state = step.initial_state(1, 12)
     queries = {n: (10.0 + 9 * n, 20.0 + 5 * n, 0) for n in range(12)}
     for t, frame in enumerate(clips.video[0]):
-        model.calibration.bias.data[0] = -50 if t > 2 else 50
+        model.calibration.bias.data[0] = -0.15 if t > 2 else 50  # about half
         before = state['xy']
         given = inputs(frame[None], 12, queries if t == 0 else (), range(12))
         out, state = step(given, state)
         assert torch.equal(out['xy'], state['xy'])
         moved.append(out['xy'] - before)
         fits.append(state['fit'])
+        shown.append(out['visibility'])
     model.calibration.bias.data[0] = 0
     with_companions = (torch.stack(moved) - 1.5).abs().amax(-1)[:, 0] < 1e-4
     fitting = torch.stack(fits)[:, 0] > model.config.query_fit
-    assert torch.equal(with_companions[3:], ~fitting[3:]) and not with_companions[:3].any()
-    assert fitting[3:].any() and not fitting[3:].all()
+    visible = torch.stack(shown)[:, 0] > 0.5
+    expected = ~fitting[3:] & ~visible[3:]
+    assert torch.equal(with_companions[3:], expected) and not with_companions[:3].any()
+    for part in (fitting[3:], visible[3:], (visible & ~fitting)[3:], expected):
+        assert part.any() and not part.all()
 
 
 def test_calibration_changes_what_is_shown_and_nothing_else(model, clips):

@@ -164,20 +164,23 @@ def forward_backward(tracker: Tracker, folder: Path, seed: int) -> float:
         if corners is None:
             continue
         start = corners[rng.permutation(len(corners))[:32], 0]
-        queries = np.column_stack([np.zeros(len(start)), start]).astype(np.float32)
         moved = True
-        xy, seen = tracker(frames, queries)
-        end, height, width = xy[-1], *frames.shape[1:3]
-        way = np.minimum(np.linalg.norm(end - start, axis=-1), GONE)
-        inside = np.clip(end, 0, [width - 1, height - 1])
-        backwards = np.column_stack([np.zeros(len(end)), inside]).astype(np.float32)
-        returned, _ = tracker(np.ascontiguousarray(frames[::-1]), backwards)
+        xy, seen = tracker(frames, in_first_frame(start))
+        way = np.minimum(np.linalg.norm(xy[-1] - start, axis=-1), GONE)
+        height, width = frames.shape[1:3]
+        inside = np.clip(xy[-1], 0, [width - 1, height - 1])
+        returned, _ = tracker(np.ascontiguousarray(frames[::-1]), in_first_frame(inside))
         back = (np.linalg.norm(returned[-1] - start, axis=-1) < BACK) & seen[-1]
         weights, hits = weights + way.sum(), hits + (way * back).sum()
     if not moved:
         raise DataError(f'{folder}: no video in which anything moves')
     # A tracker that never moves a point brings none back.
     return float(100 * hits / max(weights, 1e-9))
+
+
+def in_first_frame(xy: np.ndarray) -> np.ndarray:
+    """Queries (N, 3) = t, x, y px of points xy (N, 2) in a video's first frame."""
+    return np.column_stack([np.zeros(len(xy)), xy]).astype(np.float32)
 
 
 def run_of_frames(file: Path, count: int) -> np.ndarray:

@@ -30,7 +30,6 @@ class GroupingConfig:
     most: float = 25.0  # px², largest difference of a frame
     slope: float = 20.0  # px, spread of companions from which on their motion is more than a shift
     enough: float = 0.3  # sum of weights that says where a point goes
-    hidden: float = 0.5  # shown visibility below which a point goes there
 
 
 def squared_differences(x: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ ENCODERS = {
     'lite0': Lite0Encoder, 'pyramid': PyramidEncoder, 'slim': SlimEncoder, 'tucker': TuckerEncoder,
 }  # fmt: skip
 
+# The probabilities that are shown are calibrated: visible is what is so more likely than not.
+VISIBLE = VisibleRule(0.5)
+
 
 @dataclass(frozen=True)
 class RealtimeConfig:
@@ -516,12 +519,10 @@ class RealtimeTracker(HalfPrecisionEncoder):
     @property
     def facts(self) -> ModelFacts:
         """What users of the network must know."""
-        # Its probabilities are calibrated: visible is what is so more likely than not.
-        rule = VisibleRule(0.5)
         return ModelFacts(
             name='realtime', image_size=self.image_size, image_scale=self.config.image_scale,
             window=self.config.window, iterations=self.config.iterations, resize='edges',
-            visible=rule, visible_whole=rule, sliding=False, causal=True, support_grid=0,
+            visible=VISIBLE, visible_whole=VISIBLE, sliding=False, causal=True, support_grid=0,
             not_streamable='', origin=self.origin,
         )  # fmt: skip
 
@@ -750,8 +751,8 @@ class RealtimeTracker(HalfPrecisionEncoder):
         going_on = live & ~(new | back)
         seen = going_on & (torch.minimum(points.visibility, visibility) > 0.5)
         motion, known = shared_motion(points.xy, displacement, seen, points.apart, self.grouping)
-        hidden = (shown_visibility < self.grouping.hidden) & (aligned.fits[..., 0] < c.query_fit)
-        hidden = hidden & going_on & known
+        unseen = ~VISIBLE(shown_visibility, shown_confidence)
+        hidden = unseen & (aligned.fits[..., 0] < c.query_fit) & going_on & known
         xy = torch.where(hidden[..., None], points.xy + motion, xy)
         renewed = self.update_template(points.recent, now, visibility, confidence)
         following = Points(
