@@ -1,8 +1,11 @@
 """Training: configuration, exact resume, what is published; a step lowers the loss."""
 
+import ctypes
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,6 +214,25 @@ def test_training_on_one_batch_lowers_its_loss(tmp_path):
     # Step 0 starts every search near the truth with the same errors: the same task each time.
     losses = [run.update(clips)['total'] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
+
+
+FAULTS = """
+import resource, torch
+from train.train import keep_freed_memory
+keep_freed_memory()
+def touch():
+    torch.ones(12_000_000)  # 48 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(-touch() + touch())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='not the C library of GNU')
+def test_freed_memory_is_taken_again_without_page_faults():
+    ran = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 1000, 'of 11,719 pages'
 
 
 def test_loss_by_hand():

@@ -9,6 +9,7 @@ With several processes each takes its own clips, and the gradients are averaged.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import math
@@ -54,6 +55,7 @@ from train.metrics import mean_scores, tapvid
 from train.objectives import OBJECTIVES, Objective
 
 KEYPOINTS = 'keypoints.table'  # end of the name of the embedding in a state dict
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class Run:
@@ -351,6 +353,19 @@ def begin_encoder(encoder: nn.Module, weights: str) -> Origin:
     return origin_of(path, read_metadata(path))
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for what comes next, also in processes forked from here.
+
+    PyTorch takes and frees tens of MB in every operation on a CPU. By default each is mapped and
+    given back, and every page of it faults anew: two fifths of a training's time where faults are
+    dear, as in a virtual machine.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # another C library has none
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(
@@ -375,6 +390,7 @@ def main() -> None:
     # A sharp soft arg-max leaves gradients too small for normal floats, and a CPU computes with
     # those a hundred times slower.
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     if 'RANK' in os.environ:  # started by torchrun
         if device == 'cuda':
             device = f'cuda:{os.environ["LOCAL_RANK"]}'
