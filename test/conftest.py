@@ -260,7 +260,11 @@ class Tracker:
 
 @pytest.fixture
 def start_tracker(tmp_path):
-    """Start trackers with parameters or another program in their place; ends them all."""
+    """Start trackers with parameters or another program in their place; ends them all.
+
+    By ONNX Runtime unless told otherwise: OpenVINO compiles for two seconds of a core, and what
+    engines compute is tested elsewhere.
+    """
     pytest.importorskip('rclpy')
     started = []
 
@@ -269,7 +273,7 @@ def start_tracker(tmp_path):
         domain = domain or number % 100 + 1
         namespace = f'/test_{os.getpid()}_{number}'
         command = [sys.executable, *program, '--ros-args', *extra, '-r', f'__ns:={namespace}']
-        for name, value in values.items():
+        for name, value in {'engine': 'onnxruntime', **values}.items():
             command += ['-p', f'{name}:={value}']
         log = tmp_path / f'tracker_{number}.log'
         tracker = Tracker(domain, namespace, command, log)

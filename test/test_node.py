@@ -522,7 +522,7 @@ def test_the_newest_image_wins(start_tracker):
 
 
 def test_diagnostics_of_a_silent_camera(start_tracker):
-    tracker = start_tracker(ready=False, image_timeout=1.0)
+    tracker = start_tracker(ready=False, image_timeout=1.0, engine='auto')
     status = tracker.diagnostic(lambda s, v: True)
     assert (status.level, status.message) == (DiagnosticStatus.STALE, 'no image yet')
     tracker.warm_up()

@@ -1,17 +1,15 @@
 """The windowed step against an independent form of it, and what a streaming runtime relies on."""
 
-import warnings
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
 from golden_rule import randomise, video  # noqa: E402
-from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros.engines import spec  # noqa: E402
+from cotracker_ros.engines.torch_engine import step_metadata  # noqa: E402
 from cotracker_ros.model import build_model  # noqa: E402
 from cotracker_ros.model import embeddings as emb  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
@@ -268,43 +266,18 @@ def test_what_cannot_be_streamed_is_refused():
         build_step(build_model('cotracker2', SIZE, **SMALL), 0)
 
 
-class Flat(nn.Module):
-    """A step with its state as a list, as graphs have it; of rings only the new row."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step, self.names = step, list(step.initial_state(1, 1))
-
-    def forward(self, image, query_xy, query, query_age, live, *state):
-        state = dict(zip(self.names, state, strict=True))
-        given = dict(zip(INPUTS, (image, query_xy, query, query_age, live), strict=True))
-        out, state = self.step.advance(given, state)
-        return (*out.values(), *(state[name] for name in self.names))
-
-
 @pytest.mark.parametrize('name', STREAMED)
 def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
     ort = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    step = small_step(name, 1, torch.float32, depth=1)
-    flat = Flat(step).eval()
-    cameras, points = torch.export.Dim('cameras'), torch.export.Dim('points')
-    example = [torch.cat([v, v]) for v in inputs(0, 3, {0: (1, 2, 0)}, {0}).values()]
-    state = step.initial_state(2, 3)
-    dims = [{0: cameras}] + [{0: cameras, 1: points}] * 4
-    whole = {'frame': {}, 'features': {1: cameras}}
-    dims += [whole.get(n, {0: cameras, 1: points}) for n in flat.names]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporter's, about itself
-        program = torch.onnx.export(
-            flat, (*example, *state.values()), dynamo=True, opset_version=18, verbose=False,
-            input_names=[*INPUTS, *flat.names], dynamic_shapes=(*dims[:5], tuple(dims[5:])),
-        )  # fmt: skip
-    program.save(tmp_path / 'step.onnx')
-    operators = {node.op_type for node in program.model_proto.graph.node}
+    from export import export_onnx
+
+    step, path = small_step(name, 1, torch.float32, depth=1), tmp_path / 'step.onnx'
+    made = export_onnx.export(step, step_metadata(step.model, step, provenance='a test'), path)
+    operators = {node.op_type for node in made.graph.node}
     assert not operators & {'GridSample', 'ScatterND', 'Einsum', 'Loop', 'If', 'NonZero'}
 
-    session = ort.InferenceSession(tmp_path / 'step.onnx', providers=['CPUExecutionProvider'])
+    session = ort.InferenceSession(path, providers=['CPUExecutionProvider'])
     script = (SCRIPT + SCRIPT[1:] * 3)[:50]
     slots = 6
     state = step.initial_state(1, slots)
@@ -315,8 +288,9 @@ def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
         out, state = step(given, state)
         feed = {key: value.numpy() for key, value in given.items()}
         feed['query_xy'] = np.nan_to_num(feed['query_xy'])
-        got = session.run(None, {**feed, **theirs})
-        theirs = dict(zip(flat.names, got[3:], strict=True))
+        given = {spec.STATE + key: value for key, value in theirs.items()}
+        got = session.run(None, {**feed, **given})
+        theirs = dict(zip(theirs, got[3:], strict=True))
         ring[t % len(ring)] = theirs['features'][0]
         theirs['features'] = ring
         worst = max(worst, np.abs(got[0] - out['xy'].numpy()).max())
