@@ -10,6 +10,8 @@ import torch
 DATA = Path(__file__).parent / 'data'
 KEYS = json.loads((DATA / 'golden_keys.json').read_text())  # published keys and shapes
 FAMILY = tuple(KEYS)
+# A shape of these networks in which tests are quick.
+SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16}
 
 
 def weight(key, shape, damped=False):

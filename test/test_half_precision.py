@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip('torch', reason='needs the training packages')
 
 from conftest import texture  # noqa: E402
+from golden_rule import SMALL  # noqa: E402
 
 from cotracker_ros.model import build_model, load_checkpoint  # noqa: E402
 
@@ -26,7 +27,8 @@ def moving(frames: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize('name', ['cotracker1', 'cotracker2', 'cotracker3_online', 'realtime'])
 def test_every_model_runs_in_half_precision(name, dtype):
     # Small, as most CPUs compute slowly in half precision.
-    model = build_model(name, image_size=(64, 96)).eval().to(dtype)
+    shape = {} if name == 'realtime' else SMALL
+    model = build_model(name, (64, 96), **shape).eval().to(dtype)
     tracks = model.track(moving(4)[..., :64, :96], QUERIES, iterations=1)
     for values in (tracks.xy, tracks.visibility, tracks.confidence):
         assert torch.isfinite(values).all()

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from golden_rule import DATA, FAMILY, published_state, randomise, video  # noqa: E402
+from golden_rule import DATA, FAMILY, SMALL, published_state, randomise, video  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -19,7 +19,6 @@ from cotracker_ros.model.sampling import PyramidLayout, reader  # noqa: E402
 from cotracker_ros.model.transformer import AttentionBlock, CrossBlock  # noqa: E402
 
 CLOSE = {'rtol': 0, 'atol': 1e-6}
-SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16}
 TOLERANCE = {'xy': 1e-6, 'visibility': 1e-7, 'confidence': 1e-7}  # px, probabilities; float64
 
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('safetensors')
 
-from golden_rule import published_state, randomise, video  # noqa: E402
+from golden_rule import SMALL, published_state, randomise, video  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros import predictor as module  # noqa: E402
@@ -20,7 +20,6 @@ from cotracker_ros.predictor import (  # noqa: E402
 )
 
 SIZE = (64, 96)
-SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16, 'window': 8}
 VIDEO = torch.from_numpy(video(13, 48, 72)).permute(0, 3, 1, 2)[None].float()
 SCALE = torch.tensor([95 / 71, 63 / 47])
 QUERIES = torch.tensor([[[0, 20.0, 30], [5, 60.5, 10.25], [12, 3, 40]]])
@@ -34,7 +33,7 @@ def few_iterations(monkeypatch):
 
 def small(kind, name):
     predictor = kind(None)
-    predictor.model = randomise(build_model(name, SIZE, **SMALL))
+    predictor.model = randomise(build_model(name, SIZE, **SMALL, window=8))
     return predictor.eval()
 
 
@@ -172,7 +171,7 @@ def live_features(channels):
 @pytest.mark.parametrize('name', ['cotracker1', 'cotracker2', 'cotracker3_online'])
 def test_a_long_video_holds_no_more_features_than_a_short_one(name, monkeypatch):
     monkeypatch.setattr(module, 'ITERATIONS', 1)
-    changes = {**SMALL, 'channels': 20, 'depth': 1}  # 20: a size that nothing else has
+    changes = {**SMALL, 'window': 8, 'channels': 20, 'depth': 1}  # 20: a size that nothing else has
     if name == 'cotracker1':
         del changes['virtual']
     network = randomise(build_model(name, SIZE, **changes))

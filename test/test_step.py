@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from golden_rule import randomise, video  # noqa: E402
+from golden_rule import SMALL, randomise, video  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from cotracker_ros.engines import spec  # noqa: E402
@@ -15,7 +15,6 @@ from cotracker_ros.model import embeddings as emb  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
 
 SIZE = (64, 96)
-SMALL = {'width': 32, 'heads': 4, 'depth': 2, 'virtual': 6, 'channels': 16}
 STREAMED = ('cotracker2', 'cotracker3_online')
 FRAMES = torch.from_numpy(video(52, *SIZE))
 CLOSE = {'rtol': 0, 'atol': 1e-6}
