@@ -113,11 +113,13 @@ def _no_collection():
     """Without garbage collection, which goes through the exporter's millions of objects again and
     again: an eighth of the time.
     """
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def _check_symbolic(model: onnx.ModelProto) -> None:

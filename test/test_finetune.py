@@ -35,7 +35,7 @@ SHAPES = {
 }
 CONFIG = TrainConfig(
     sources={'pseudo_labels': 1.0}, freeze_visibility=True, steps=10, warmup=0, lr=1e-2,
-    weight_decay=0.1, clip=10.0, iterations=2, workers=0,
+    weight_decay=0.1, clip=10.0, workers=0,
     scene=SceneConfig(size=(64, 96), frames=4),
     batch=BatchConfig(clips=2, points=6, support=2, bank=1, pace=(1.0, 4.0)),
     loss=LossConfig(visibility=0.0, confidence=0.0),

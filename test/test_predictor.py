@@ -171,7 +171,8 @@ def live_features(channels):
 @pytest.mark.parametrize('name', ['cotracker1', 'cotracker2', 'cotracker3_online'])
 def test_a_long_video_holds_no_more_features_than_a_short_one(name, monkeypatch):
     monkeypatch.setattr(module, 'ITERATIONS', 1)
-    changes = {**SMALL, 'window': 8, 'channels': 20, 'depth': 1}  # 20: a size that nothing else has
+    # 20: a size that nothing else has
+    changes = {**SMALL, 'window': 8, 'channels': 20, 'depth': 1}
     if name == 'cotracker1':
         del changes['virtual']
     network = randomise(build_model(name, SIZE, **changes))

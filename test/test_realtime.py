@@ -89,13 +89,13 @@ def test_frame_by_frame_equals_all_frames_in_parallel(model, clips):
     streamed = run(step, clip, 5, plan, range(5))
 
     rows = encode_exact(model, clips)
-    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2)
+    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]))
     after = torch.arange(10)[:, None] > start
     # The next frame's search starts from this frame's result.
     found = record.motion.xy[0, 1:]
     assert torch.allclose(found[after[1:]], streamed[:-1, :, :2][after[1:]], atol=2e-2)
     with torch.no_grad():
-        network = refine_all(model, rows, record, 2).estimates[-1]
+        network = refine_all(model, rows, record).estimates[-1]
         shown = record.network.visibility + model.calibration(record.calibration_features)[..., 0]
     assert torch.allclose(record.network.xy[0][after], streamed[..., :2][after], atol=2e-2)
     assert torch.allclose(shown.sigmoid()[0][after], streamed[..., 2][after], atol=2e-3)
@@ -334,7 +334,7 @@ def test_a_lost_point_starts_anew_at_its_best_place_on_a_stream_as_in_training(m
     model.redetection.bias.data[0] = 2.0  # all points, in every frame
     streamed = run(RealtimeStep(model), frames, 5, plan, range(5))
     rows = encode_exact(model, clips)
-    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]), 2)
+    record = roll_out(model, rows, clips, TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0, 1]))
     model.redetection.bias.data[0] = 0.0
     after = torch.arange(10)[:, None] > start
     best = record.best[0]

@@ -33,13 +33,13 @@ from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
 from train.objectives import realtime  # noqa: E402
 from train.objectives.realtime import RealtimeRecipe, correction, episode_weights  # noqa: E402
-from train.objectives.windowed import WindowedObjective  # noqa: E402
+from train.objectives.windowed import WindowedObjective, WindowedRecipe  # noqa: E402
 from train.train import Run  # noqa: E402
 
 CONFIG = TrainConfig(
     steps=4,
     warmup=2,
-    iterations=2,
+    windowed=WindowedRecipe(iterations=2),
     workers=0,
     save=1,
     evaluate=3,
@@ -422,7 +422,7 @@ def test_losses_of_windows_by_hand():
     clips = procedural(CONFIG, 1).batch(0)
     losses = WindowedObjective(model, config)(clips, 0, 0)
     queries = torch.cat([clips.query_frame[..., None].float(), first_places(clips)], -1)
-    found = model(clips.video.movedim(-1, 2), queries, config.iterations)
+    found = model(clips.video.movedim(-1, 2), queries, config.windowed.iterations)
     counted = (clips.query_frame[:, None] < torch.arange(4)[:, None]) & clips.visible
     near = (found.xy - clips.tracks).norm(dim=-1) < 3
     assert losses['within 3 px'].item() == pytest.approx(near[counted].float().mean().item())

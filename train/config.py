@@ -12,6 +12,7 @@ from train.data.synthetic.procedural import SceneConfig
 from train.losses import LossConfig
 from train.objectives.contrastive import ContrastiveRecipe
 from train.objectives.realtime import RealtimeRecipe
+from train.objectives.windowed import WindowedRecipe
 
 IMAGENET = 'imagenet'  # as encoder_weights: those that the feature network itself can find
 
@@ -55,7 +56,6 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm, of the encoder and of the rest
     ema: float = 0.998
-    iterations: int = 3
     workers: int = 1  # processes that render or read
     save: int = 200  # steps between checkpoints
     evaluate: int = 1000  # steps between evaluations; 0: none
@@ -66,6 +66,7 @@ class TrainConfig:
     loss: LossConfig = LossConfig()  # noqa: RUF009 (frozen)
     contrastive: ContrastiveRecipe = ContrastiveRecipe()  # noqa: RUF009 (frozen)
     realtime: RealtimeRecipe = RealtimeRecipe()  # noqa: RUF009 (frozen)
+    windowed: WindowedRecipe = WindowedRecipe()  # noqa: RUF009 (frozen)
 
 
 def read_config(values: Mapping[str, Any], kind: type = TrainConfig, where: str = '') -> Any:

@@ -82,9 +82,7 @@ class RealtimeObjective(Objective):
         clips = clips.with_support(c.batch.support, self.model.image_size)
         (encoder,) = self.frozen_encoder or (folded(self.model.encoder),)
         encoder = encoder.to(clips.video.device)  # no submodule, it stays where it was made
-        return realtime_losses(
-            self.model, encoder, clips, c.iterations, c.loss, c.realtime, forced, seeds, step
-        )
+        return realtime_losses(self.model, encoder, clips, c.loss, c.realtime, forced, seeds, step)
 
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
         """Fit when a lost point is back, and what the tracker shows."""
@@ -183,12 +181,11 @@ def roll_out(
     rows: Tensor,
     clips: Clips,
     forcing: TeacherForcing,
-    iterations: int,
 ) -> Rollout:
     """Run through the clips as on a stream; forced searches start near the truth instead."""
     count, frames, points_count = clips.visible.shape
     device = clips.video.device
-    past = model.refiner.no_past(count, points_count, iterations, device)
+    past = model.refiner.no_past(count, points_count, model.config.iterations, device)
     points = Points.empty(model, count, points_count, device)
     starts, results = [], []
     for t in range(frames):
@@ -228,14 +225,13 @@ def refine_all(
     model: RealtimeTracker,
     rows: Tensor,
     record: Rollout,
-    iterations: int,
     keypoint: Tensor | None = None,
 ) -> Refined:
     """Refine all frames in parallel from the recorded starts; keypoint (G, N) as in `Clips`."""
     count, _, points = record.age.shape
     levels = model.correlate(rows.flatten(0, 1), torch.stack([record.template, record.recent], 3))
     masks = Masks.build(record.age, record.age >= 0, model.config.window)
-    past = model.refiner.no_past(count, points, iterations, record.age.device)
+    past = model.refiner.no_past(count, points, model.config.iterations, record.age.device)
     return model.refiner(levels, record.motion, masks, past, keypoint)
 
 
@@ -270,7 +266,6 @@ def realtime_losses(
     model: RealtimeTracker,
     encoder: nn.Module,
     clips: Clips,
-    iterations: int,
     loss: LossConfig,
     recipe: RealtimeRecipe,
     forcing_share: float,
@@ -283,14 +278,14 @@ def realtime_losses(
     with torch.no_grad():
         rows = encode_rows(model, encoder, clips.video)
     forcing = TeacherForcing.draw(clips, forcing_share, recipe.teacher_noise, seeds)
-    record = roll_out(model, rows, clips, forcing, iterations)
+    record = roll_out(model, rows, clips, forcing)
     matching = rows.new_zeros(())
     if recipe.fresh:
         rng = torch.Generator().manual_seed(step)
         others = torch.randperm(clips.video.shape[1] - 1, generator=rng)[: recipe.fresh - 1]
         frames = torch.cat([others.new_zeros(1), others.sort().values + 1])
         rows, record, matching = refresh(model, rows, clips, record, frames.to(clips.video.device))
-    refined = refine_all(model, rows, record, iterations, clips.keypoint)
+    refined = refine_all(model, rows, record, clips.keypoint)
     estimates = refined.estimates
     after, start = record.age > 0, record.motion.xy
     counted, visibility_known = after & clips.known, after & clips.visibility_known
@@ -339,7 +334,7 @@ def roll_outs(
         with torch.no_grad():
             rows = encode_rows(model, model.encoder, clips.video)
             forcing = TeacherForcing.draw(clips, 0.0, (1.0, 1.0), [0] * len(clips.video))
-            record = roll_out(model, rows, clips, forcing, model.config.iterations)
+            record = roll_out(model, rows, clips, forcing)
         yield clips, record, (record.network.xy - clips.tracks).norm(dim=-1)
 
 

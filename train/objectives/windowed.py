@@ -7,6 +7,7 @@ sees the clip as one window.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,13 @@ from cotracker_ros.model.cotracker import CoTracker, WindowState, new_frames
 from train.data.batch import Clips
 from train.losses import LossConfig, tracking_loss
 from train.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class WindowedRecipe:
+    """What is particular to the training of CoTracker 1, 2 and 3."""
+
+    iterations: int = 4  # refinements of a window (CoTracker3, section 4)
 
 
 class WindowPrediction(NamedTuple):
@@ -34,7 +42,8 @@ class WindowedObjective(Objective):
         clips = clips.with_support(self.config.batch.support, self.model.image_size)
         device = clips.video.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
-            return window_losses(self.model, clips, self.config.iterations, self.config.loss)
+            iterations = self.config.windowed.iterations
+            return window_losses(self.model, clips, iterations, self.config.loss)
 
 
 def window_losses(
