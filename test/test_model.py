@@ -199,6 +199,8 @@ def test_unknown_models_and_impossible_sizes_are_refused():
         build_model('cotracker3_online', (384, 510))
     with pytest.raises(ValueError, match=r'window 7'):
         build_model('cotracker2', window=7)
+    with pytest.raises(ValueError, match=r'2 levels and 128 channels make a token of 358;'):
+        build_model('cotracker2', levels=2)
 
 
 @pytest.mark.parametrize('padding', ['border', 'zeros'])

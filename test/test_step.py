@@ -271,8 +271,8 @@ def test_onnx_runtime_gives_the_same_tracks(name, tmp_path):
     pytest.importorskip('onnxscript')
     from export import export_onnx
 
-    # Each level and block adds the same to the graph once more. Of two levels 18 channels give
-    # CoTracker 2 a token whose length its position embedding can have, a multiple of 6.
+    # Each level and block adds the same to the graph once more. With two levels, 18 channels give
+    # CoTracker 2 a token of a length that its position embedding can have.
     step = small_step(name, 1, torch.float32, depth=1, levels=2, channels=18)
     path = tmp_path / 'step.onnx'
     made = export_onnx.export(step, step_metadata(step.model, step, provenance='a test'), path)

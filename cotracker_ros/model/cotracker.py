@@ -107,6 +107,11 @@ class FeatureUpdate(nn.Module):
         self.visibility = nn.Linear(channels, 1)
         self.template_shape = (1, channels)
         self.token_size = 130 + self.correlation.size + channels + 2
+        if self.token_size % 4:
+            raise ValueError(
+                f'{config.levels} levels and {channels} channels make a token of '
+                f'{self.token_size}; sines and cosines of x and y need a multiple of 4'
+            )
         self.delta_size = 2 + channels
 
     def template(self, patches: Tensor) -> Tensor:
