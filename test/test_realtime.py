@@ -33,7 +33,7 @@ from train.objectives.realtime import TeacherForcing, encode_rows, refine_all, r
 
 SIZE = (96, 128)
 WEIGHTS = Path(__file__).parents[1] / 'cotracker_ros/weights/realtime.safetensors'
-CONFIG = RealtimeConfig(features=16, width=32, depth=2, virtual=4, iterations=2, image_scale=1)
+CONFIG = RealtimeConfig(features=16, width=32, depth=2, virtual=4, iterations=3, image_scale=1)
 
 
 @pytest.fixture(scope='module')
