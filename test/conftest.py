@@ -297,8 +297,8 @@ def small_checkpoint(tmp_path_factory):
     from cotracker_ros.model.checkpoint import checkpoint_metadata
 
     torch.manual_seed(0)
-    plain = build_model('realtime', (64, 96), depth=1).state_dict()  # as the export draws them
-    model = build_model('realtime', (64, 96), depth=1, keypoints=17)
+    plain = build_model('realtime', (64, 96)).state_dict()  # as the export draws them
+    model = build_model('realtime', (64, 96), keypoints=17)
     model.load_state_dict(plain, strict=False)
     path = tmp_path_factory.mktemp('checkpoint') / 'small.safetensors'
     save_file(model.state_dict(), path, checkpoint_metadata(model))
