@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cotracker_ros.engines.branches import graphs
+
 OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
 
 
@@ -25,11 +27,13 @@ def lint(model: onnx.ModelProto) -> list[str]:
     Raises ExportError naming the nodes.
     """
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    parts = list(graphs(inferred))
+    nodes = [node for part in parts for node in part.node]
+    values = [v for part in parts for v in (*part.value_info, *part.input, *part.output)]
     types = {v.name: v.type.tensor_type for v in values}
     opset = next(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx'))
     problems = []
-    for node in inferred.node:
+    for node in nodes:
         if node.domain not in ('', 'ai.onnx'):
             problems.append(f'{node.name}: {node.domain}.{node.op_type} is not standard')
         if node.op_type == 'GridSample':
@@ -46,12 +50,13 @@ def lint(model: onnx.ModelProto) -> list[str]:
             if reduction not in (None, b'none'):
                 problems.append(f'{node.name}: {node.op_type} with reduction {reduction.decode()}')
     double = [n for n, t in types.items() if t.elem_type == TensorProto.DOUBLE]
-    double += [i.name for i in inferred.initializer if i.data_type == TensorProto.DOUBLE]
+    weights = [i for part in parts for i in part.initializer]
+    double += [i.name for i in weights if i.data_type == TensorProto.DOUBLE]
     if double:
         problems.append(f'float64: {", ".join(double[:5])}')
     if problems:
         raise ExportError('; '.join(problems))
-    count = Counter(n.op_type for n in inferred.node)
+    count = Counter(n.op_type for n in nodes)
     remarks = [f'{count[op]} {op}' for op in ('Einsum', 'Loop', 'If', 'NonZero') if count[op]]
     return remarks
 
@@ -85,32 +90,36 @@ def simplify(model: onnx.ModelProto) -> None:
     Removed are pads by nothing, which copy whole feature maps, and transpositions of weights in
     every step.
     """
-    graph = model.graph
-    weights = {i.name: i for i in graph.initializer}
-    made_by = {n.output[0]: n for n in graph.node}
-    dropped, renamed = [], {}
-    for node in graph.node:
-        if node.op_type == 'Mul' and (half := made_by.get(node.input[1])) is not None:
-            _reorder_gelu(node, half, made_by, weights)
-        elif node.op_type == 'Pow' and _scalar(weights, node.input[1]) == 2:
-            node.op_type, node.input[1] = 'Mul', node.input[0]
-        elif node.op_type == 'Pad' and _is_zero(weights, node.input[1]):
-            renamed[node.output[0]] = node.input[0]
-            dropped.append(node)
-        elif node.op_type == 'Transpose' and node.input[0] in weights:
-            value = numpy_helper.to_array(weights[node.input[0]])
-            value = np.ascontiguousarray(value.transpose(_attribute(node, 'perm')))
-            graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-            dropped.append(node)
-    for node in dropped:
-        graph.node.remove(node)
-    for node in graph.node:
+    parts = list(graphs(model.graph))
+    weights = {i.name: i for part in parts for i in part.initializer}
+    made_by = {n.output[0]: n for part in parts for n in part.node}
+    renamed = {}
+    for graph in parts:
+        dropped = []
+        for node in graph.node:
+            if node.op_type == 'Mul' and (half := made_by.get(node.input[1])) is not None:
+                _reorder_gelu(node, half, made_by, weights)
+            elif node.op_type == 'Pow' and _scalar(weights, node.input[1]) == 2:
+                node.op_type, node.input[1] = 'Mul', node.input[0]
+            elif node.op_type == 'Pad' and _is_zero(weights, node.input[1]):
+                renamed[node.output[0]] = node.input[0]
+                dropped.append(node)
+            elif node.op_type == 'Transpose' and node.input[0] in weights:
+                value = numpy_helper.to_array(weights[node.input[0]])
+                value = np.ascontiguousarray(value.transpose(_attribute(node, 'perm')))
+                graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+                dropped.append(node)
+        for node in dropped:
+            graph.node.remove(node)
+    nodes = [node for part in parts for node in part.node]
+    for node in nodes:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-    used = {n for node in graph.node for n in node.input}
-    kept = [i for i in graph.initializer if i.name in used]
-    del graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(kept)
+    used = {name for node in nodes for name in node.input}
+    for graph in parts:
+        kept = [i for i in graph.initializer if i.name in used]
+        del graph.initializer[:], graph.value_info[:]
+        graph.initializer.extend(kept)
 
 
 def _reorder_gelu(
@@ -147,19 +156,20 @@ def strip(model: onnx.ModelProto) -> None:
     """Remove what an exporter notes about itself: file paths, stack traces, doc strings."""
     del model.metadata_props[:]
     model.doc_string = model.producer_version = ''
-    graph = model.graph
-    graph.doc_string = ''
-    del graph.metadata_props[:]
-    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.doc_string = ''
-        del part.metadata_props[:]
+    for graph in graphs(model.graph):
+        graph.doc_string = ''
+        del graph.metadata_props[:]
+        values = (*graph.input, *graph.output, *graph.value_info)
+        for part in (*graph.node, *values, *graph.initializer):
+            part.doc_string = ''
+            del part.metadata_props[:]
 
 
 def operators(model: onnx.ModelProto) -> str:
     """The most frequent operators, for the log."""
-    count = Counter(n.op_type for n in model.graph.node)
+    count = Counter(n.op_type for part in graphs(model.graph) for n in part.node)
     most = ', '.join(f'{n} {op}' for op, n in count.most_common(6))
-    return f'{len(model.graph.node)} nodes ({most}, ...)'
+    return f'{count.total()} nodes ({most}, ...)'
 
 
 def _is_uint8(kind) -> bool:

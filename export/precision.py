@@ -4,12 +4,14 @@
 lets half precision spread from these through operators that only move or combine numbers, as far
 as every input is one already: so coordinates, which come from the state, are never rounded, nor is
 what amplifies rounding (GridSample, norms, softmax, reductions, sines). Inputs, outputs and state
-keep their types.
+keep their types. Conditions are gone: these files are for GPUs, which take a step in one go.
 """
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from cotracker_ros.engines.branches import always_taken
 
 PRODUCTS = {'Conv', 'ConvTranspose', 'MatMul', 'Gemm', 'Einsum'}
 HARMLESS = {
@@ -40,7 +42,7 @@ HALF = '_half'
 
 def convert(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
     """A copy of a float32 graph in precision `form`, 'mixed' or 'fp16'."""
-    model = onnx.shape_inference.infer_shapes(model)
+    model = onnx.shape_inference.infer_shapes(always_taken(model))
     graph = model.graph
     weights = {i.name: i for i in graph.initializer}
     values = [*graph.value_info, *graph.input, *graph.output]

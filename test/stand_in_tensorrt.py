@@ -226,11 +226,10 @@ class OnnxParser:
     def get_error(self, index):
         return self.errors[index]
 
-    def parse_from_file(self, path):
+    def parse(self, model):
         if self.errors:
             return False
-        with open(path, 'rb') as file:
-            self.network.data = file.read()
+        self.network.data = bytes(model)
         self.network.session = ort.InferenceSession(
             self.network.data, providers=['CPUExecutionProvider']
         )

@@ -13,8 +13,10 @@ import pytest
 import stand_in_step
 from onnx import TensorProto as T
 from onnx import helper as h
+from onnx import numpy_helper
 
 from cotracker_ros.engines import Metadata, compare, load, read_metadata
+from cotracker_ros.engines.branches import always_taken
 from cotracker_ros.engines.openvino_engine import has_bf16
 from cotracker_ros.engines.scripted_stream import scripted_stream
 
@@ -136,6 +138,63 @@ def test_lean_keeps_the_numbers_and_lets_gelu_be_fused(approximate, tmp_path):
     fused = {n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node}
     assert fused & {'Gelu', 'FastGelu', 'BiasGelu'}
     assert not fused & {'Pow', 'Erf', 'Tanh', 'Pad'}
+
+
+def conditional():
+    """y = x where nothing is asked, else x with what is asked doubled: a branch for each."""
+    x, asked = (
+        h.make_tensor_value_info(name, kind, ['n'])
+        for name, kind in (('x', T.FLOAT), ('asked', T.BOOL))
+    )
+    y, made, same = (
+        h.make_tensor_value_info(name, T.FLOAT, ['n']) for name in ('y', 'made', 'same')
+    )
+    two = numpy_helper.from_array(np.float32([2]), 'two')
+    doubled = [
+        h.make_node('Mul', ['x', 'two'], ['double']),
+        h.make_node('Where', ['asked', 'double', 'x'], ['made']),
+    ]
+    branches = {
+        'then_branch': h.make_graph(doubled, 'then', [], [made], [two]),
+        'else_branch': h.make_graph(
+            [h.make_node('Identity', ['x'], ['same'])], 'else', [], [same]
+        ),
+    }
+    nodes = [
+        h.make_node('Cast', ['asked'], ['number'], to=T.INT32),
+        h.make_node('ReduceMax', ['number'], ['most'], keepdims=0),
+        h.make_node('Cast', ['most'], ['any'], to=T.BOOL),
+        h.make_node('If', ['any'], ['y'], **branches),
+    ]
+    graph = h.make_graph(nodes, 'conditional', [x, asked], [y])
+    return h.make_model(graph, opset_imports=[h.make_opsetid('', 18)], ir_version=8)
+
+
+def test_a_graph_without_its_condition_gives_the_same():
+    model = conditional()
+    flat = always_taken(model)
+    onnx.checker.check_model(flat, full_check=True)
+    assert 'If' not in [node.op_type for node in flat.graph.node]
+    assert 'If' in [node.op_type for node in model.graph.node]
+    one, other = (ort.InferenceSession(m.SerializeToString()) for m in (model, flat))
+    x = np.float32([1, 2, 3])
+    for asked, expected in (([0, 0, 0], [1, 2, 3]), ([0, 1, 0], [1, 4, 3])):
+        given = {'x': x, 'asked': np.array(asked, bool)}
+        for session in (one, other):
+            assert np.array_equal(session.run(None, given)[0], expected)
+
+
+def test_cleaning_and_checks_reach_into_branches():
+    model = conditional()
+    graph.simplify(model)  # the constant of the branch stays
+    onnx.checker.check_model(model, full_check=True)
+    branch = next(a.g for a in model.graph.node[-1].attribute if a.name == 'then_branch')
+    branch.initializer[0].CopyFrom(numpy_helper.from_array(np.float64([2]), 'two'))
+    with pytest.raises(graph.ExportError, match='float64'):
+        graph.lint(model)
+    branch.node[0].doc_string = '/home/somebody'
+    graph.strip(model)
+    assert not branch.node[0].doc_string
 
 
 @pytest.mark.parametrize('form, relu', [('mixed', T.FLOAT), ('fp16', T.FLOAT16)])

@@ -2,6 +2,8 @@
 top.
 """
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -66,16 +68,42 @@ def test_the_surface_under_a_track_keeps_its_colour():
     assert np.median(off) > 3 * np.median(on)
 
 
+def test_the_surface_around_a_track_is_deformed_as_its_warp_says():
+    config = dataclasses.replace(CONFIG, late=0.0, pace=(6.0, 6.0), outlines=0, on_objects=0.3)
+    scenes = Plain(config, [data.astronaut(), data.coffee()], seed=5)
+    axis = np.arange(-8.0, 9, 4)
+    offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    bent, straight, much = [], [], []
+    for index in range(4):
+        clip = scenes.clip(index, 40)
+        smooth = [cv2.GaussianBlur(frame, (0, 0), 1.0).astype(np.float32) for frame in clip.video]
+
+        def colours(t, xy, smooth=smooth):
+            return cv2.remap(smooth[t], np.float32(xy), None, cv2.INTER_LINEAR)
+
+        first = colours(0, clip.tracks[0, :, None] + offsets)
+        t = CONFIG.frames - 1
+        seen = clip.visible[t]
+        unity = np.broadcast_to(np.eye(2), (40, 2, 2))
+        for found, warp in ((bent, clip.warp[t]), (straight, unity)):
+            there = clip.tracks[t, :, None] + offsets @ warp.swapaxes(-1, -2)
+            found.append(abs(colours(t, there) - first)[seen].mean((1, 2)))
+        much.append(abs(clip.warp[t] - unity).max((1, 2))[seen] > 0.3)
+    bent, straight, much = (np.concatenate(x) for x in (bent, straight, much))
+    assert much.sum() > 10
+    assert np.median(bent[much] / straight[much]) < 0.6
+
+
 def test_points_are_taken_near_outlines_on_both_sides():
     owner = np.zeros((200, 300), np.uint8)
     owner[60:140, 100:200] = 1
     empty = np.full((200, 300, 3), 90, np.uint8)  # no corners: half of the places are anywhere
-    xy = candidates(empty, owner, 400, np.random.default_rng(0))
+    xy = candidates(empty, owner, 400, np.random.default_rng(0), 1, 9)
     inside = np.minimum(xy - (99.5, 59.5), (199.5, 139.5) - xy).min(-1)  # px to the outline
     strip = abs(inside) < 5
     assert 0.5 < strip.mean() < 0.7
     assert 0.4 < (inside[strip] > 0).mean() < 0.6
-    assert len(candidates(empty, np.zeros_like(owner), 400, np.random.default_rng(0))) == 400
+    assert len(candidates(empty, np.zeros_like(owner), 400, np.random.default_rng(0), 1, 9)) == 400
 
 
 def test_points_are_hidden_and_come_back(scenes):

@@ -271,7 +271,7 @@ def test_a_hidden_point_whose_patch_does_not_fit_goes_with_its_companions(
     state = step.initial_state(1, 12)
     queries = {n: (10.0 + 9 * n, 20.0 + 5 * n, 0) for n in range(12)}
     for t, frame in enumerate(clips.video[0]):
-        model.calibration.bias.data[0] = -0.15 if t > 2 else 50  # about half
+        model.calibration.bias.data[0] = -0.6 if t > 2 else 50  # about half
         before = state['xy']
         given = inputs(frame[None], 12, queries if t == 0 else (), range(12))
         out, state = step(given, state)
@@ -426,6 +426,16 @@ def test_older_weights_see_the_recent_patch_fit_like_the_querys(model, later):
         weight = new[f'{key}.weight']
         assert weight.shape == expected[f'{key}.weight'].shape
         assert torch.allclose(after @ weight.T, before @ older[f'{key}.weight'].T, atol=1e-5)
+
+
+def test_in_older_weights_all_cells_of_a_patch_count_alike(model):
+    expected = RealtimeTracker(CONFIG, SIZE).state_dict()
+    older = {key: x for key, x in model.state_dict().items() if not key.startswith('aligner.')}
+    loaded = RealtimeTracker(CONFIG, SIZE)
+    loaded.load_state_dict(upgraded(older, expected))
+    patches = 255 * torch.rand(1, 4, 3, 3, 15 * 15)
+    shares = loaded.aligner.weights(patches)
+    assert torch.equal(shares, shares[:, :1, :1, :1].expand_as(shares))
 
 
 def test_image_size_must_fit_the_strides():

@@ -40,7 +40,7 @@ def shown(scene, matrix=((1, 0, 0), (0, 1, 0)), gain=1.0, offset=0.0):
 
 @pytest.fixture(scope='module')
 def aligner():
-    return PatchAligner(AlignmentConfig(), SIZE, SCALE)
+    return PatchAligner(AlignmentConfig(), SIZE, SCALE).requires_grad_(False)
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +50,10 @@ def scene():
 
 POINTS = torch.tensor([[[40.0, 30.0], [64.3, 48.7], [90.0, 60.2]]])
 UNITY = torch.eye(2).expand(1, 3, 2, 2)
+
+
+def templates_of(aligner, pictures):
+    return aligner.prepare(aligner.cut(pictures.colour, POINTS))
 
 
 def align(aligner, pictures, template, xy, warp):
@@ -63,7 +67,7 @@ def error(found, truth):
 
 
 def test_a_shift_is_found_to_a_twentieth_of_a_pixel(aligner, scene):
-    template = aligner.cut(aligner.pictures(shown(scene)), POINTS)
+    template = templates_of(aligner, aligner.pictures(shown(scene)))
     for x, y in ((0.3, -0.2), (1.7, 0.9), (-2.4, 1.3)):
         pictures = aligner.pictures(shown(scene, ((1, 0, x), (0, 1, y))))
         found = align(aligner, pictures, template, POINTS, UNITY)
@@ -73,19 +77,19 @@ def test_a_shift_is_found_to_a_twentieth_of_a_pixel(aligner, scene):
 
 def test_a_still_picture_stays_still(aligner, scene):
     pictures = aligner.pictures(shown(scene))
-    template = aligner.cut(pictures, POINTS)
+    template = templates_of(aligner, pictures)
     assert error(align(aligner, pictures, template, POINTS, UNITY).xy, POINTS) < 5e-3
 
 
 def test_brightness_and_contrast_move_nothing(aligner, scene):
-    template = aligner.cut(aligner.pictures(shown(scene)), POINTS)
+    template = templates_of(aligner, aligner.pictures(shown(scene)))
     pictures = aligner.pictures(shown(scene, ((1, 0, 0.8), (0, 1, 0.4)), gain=0.6, offset=40))
     found = align(aligner, pictures, template, POINTS, UNITY)
     assert error(found.xy, POINTS + torch.tensor([0.8, 0.4])) < 0.03
 
 
 def test_a_surface_that_turns_is_followed_by_its_first_template(aligner, scene):
-    template = aligner.cut(aligner.pictures(shown(scene)), POINTS)
+    template = templates_of(aligner, aligner.pictures(shown(scene)))
     xy, warp = POINTS, UNITY
     plain = POINTS
     for degrees in range(2, 41, 2):
@@ -105,7 +109,7 @@ def test_a_surface_that_turns_is_followed_by_its_first_template(aligner, scene):
 
 
 def test_another_texture_does_not_fit(aligner, scene):
-    template = aligner.cut(aligner.pictures(shown(scene)), POINTS)
+    template = templates_of(aligner, aligner.pictures(shown(scene)))
     found = align(aligner, aligner.pictures(shown(texture(1))), template, POINTS, UNITY)
     assert found.fit.max() < 0.75
 
@@ -113,18 +117,44 @@ def test_another_texture_does_not_fit(aligner, scene):
 def test_a_flat_picture_gives_finite_answers_and_no_fit(aligner):
     flat = torch.full((1, 192, 256, 3), 90, dtype=torch.uint8)
     pictures = aligner.pictures(flat)
-    found = align(aligner, pictures, aligner.cut(pictures, POINTS), POINTS, UNITY)
+    found = align(aligner, pictures, templates_of(aligner, pictures), POINTS, UNITY)
     assert torch.isfinite(found.xy).all() and error(found.xy, POINTS) < 1e-3
     assert found.fit.abs().max() < 0.1
 
 
 def test_a_template_may_be_looked_for_at_two_places(aligner, scene):
     pictures = aligner.pictures(shown(scene))
-    template = aligner.cut(pictures, POINTS)
+    template = templates_of(aligner, pictures)
     places = torch.stack([POINTS, POINTS + torch.tensor([1.0, -1.0])], 2)
     both = aligner.align(pictures, template, places, UNITY)
     assert both.xy.shape == (1, 3, 2, 2)
     assert error(both.xy, POINTS[:, :, None]) < 0.02
+
+
+def test_untrained_weights_fall_off_from_the_centre_alone(aligner, scene):
+    templates = templates_of(aligner, aligner.pictures(shown(scene)))
+    away = aligner.inner.norm(dim=-1)
+    expected = torch.exp(-0.5 * (away / (0.6 * aligner.config.radius)) ** 2)
+    for weight in (templates.place[..., -1, :], templates.warp[..., -1, :]):
+        assert torch.allclose(weight, (expected / expected.sum()).expand_as(weight), atol=1e-6)
+
+
+@pytest.mark.parametrize('side', [-1, 1])
+def test_the_surface_whose_cells_count_is_followed(scene, side, monkeypatch):
+    # Two surfaces that meet at the point and go apart; what their patches hold does not tell them
+    # apart, so which cells count is given.
+    aligner = PatchAligner(AlignmentConfig(), SIZE, SCALE).requires_grad_(False)
+    shares = (aligner.inner[:, 0] * side > 0).float()
+    monkeypatch.setattr(aligner.weights, 'forward', lambda x: shares.expand(*x.shape[:3], -1))
+    point, move = POINTS[:, 1:2], 1.4
+    first = shown(scene)
+    templates = aligner.prepare(aligner.cut(aligner.pictures(first).colour, point))
+    parts = [shown(scene, ((1, 0, way), (0, 1, 0))) for way in (-move, move)]
+    left = torch.arange(first.shape[2])[:, None] < SCALE * (point[0, 0, 0] + 0.5)
+    second = torch.where(left, *parts)
+    found = align(aligner, aligner.pictures(second), templates, point, UNITY[:, :1])
+    assert error(found.xy, point + torch.tensor([side * move, 0.0])) < 0.3
+    assert found.fit.min() > 0.9
 
 
 @pytest.mark.parametrize('unknowns', [2, 6])

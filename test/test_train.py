@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -24,6 +26,7 @@ from cotracker_ros.model.checkpoint import checkpoint_metadata  # noqa: E402
 from cotracker_ros.model.config import Origin  # noqa: E402
 from cotracker_ros.model.realtime import Estimate  # noqa: E402
 from cotracker_ros.model.registry import build_step  # noqa: E402
+from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner  # noqa: E402
 from train.config import TrainConfig, read_config  # noqa: E402
 from train.data.batch import BatchConfig, Clips  # noqa: E402
 from train.data.loader import Batches  # noqa: E402
@@ -31,7 +34,7 @@ from train.data.mixture import Mixture  # noqa: E402
 from train.data.sources import ProceduralSource, mixture  # noqa: E402
 from train.data.synthetic.procedural import SceneConfig  # noqa: E402
 from train.losses import LossConfig, balanced_bce, tracking_loss  # noqa: E402
-from train.objectives import realtime  # noqa: E402
+from train.objectives import alignment, realtime  # noqa: E402
 from train.objectives.realtime import RealtimeRecipe, correction, episode_weights  # noqa: E402
 from train.objectives.windowed import WindowedObjective, WindowedRecipe  # noqa: E402
 from train.train import Run  # noqa: E402
@@ -326,6 +329,56 @@ def test_redetection_is_fitted_to_find_lost_points_and_to_leave_held_ones(monkey
     torn = (found & ~lost & ~right).sum() / (~lost).sum()
     assert torn <= realtime.FALSE_MOVES < confusing.sum() / (~lost).sum()
     assert (found & back).sum() > 0.8 * back.sum()
+
+
+def seam(step=1):
+    """A clip of two frames in which a red and a blue surface that meet in the middle go apart by
+    `step` px each, and points on both sides of where they meet.
+    """
+    rng, (height, width) = np.random.default_rng(0), (96, 128)
+    texture = cv2.GaussianBlur(rng.normal(size=(height, 2 * width)), (0, 0), 1.5)
+    texture = 120 + 60 * texture / texture.std()
+    colours = np.array([[1.0, 0.4, 0.3], [0.3, 0.5, 1.0]])
+    left = np.arange(width)[:, None] < width // 2
+    frames = []
+    for away in (0, step):
+        one, other = (texture[:, 64 + way :][:, :width, None] for way in (away, -away))
+        frames.append(np.where(left, one * colours[0], other * colours[1]))
+    video = np.clip(np.array(frames), 0, 255).round().astype(np.uint8)
+    y, side = rng.uniform(20, 76, 48), np.where(np.arange(48) < 24, -1, 1)
+    first = np.column_stack([width / 2 - 0.5 + side * rng.uniform(0.2, 1.5, 48), y])
+    tracks = np.stack([first, first + np.column_stack([side * step, 0 * y])])
+    return Clips(
+        torch.from_numpy(video)[None],
+        torch.from_numpy(tracks.astype(np.float32))[None],
+        torch.ones(1, 2, 48, dtype=torch.bool),
+        torch.zeros(1, 48, dtype=torch.int64),
+        warp=torch.eye(2).expand(1, 2, 48, 2, 2),
+    )
+
+
+def test_cells_learn_to_count_by_where_they_bring_points(monkeypatch):
+    monkeypatch.setattr(alignment, 'EPOCHS', 120)  # of one step
+    torch.manual_seed(0)
+    aligner = PatchAligner(AlignmentConfig(), (96, 128), 1)
+    clips = seam()
+    samples = alignment.collect(aligner, clips)
+
+    def off():
+        with torch.no_grad():
+            return alignment.errors(aligner, samples, torch.Generator().manual_seed(1))
+
+    before = off()
+    alignment.fit_cells(aligner, [clips], 0)
+    assert before.median() > 0.5
+    assert off().median() < 0.3 * before.median()
+    assert not any(p.requires_grad for p in aligner.parameters())
+
+
+def test_cells_are_fitted_where_surfaces_are_known(tmp_path):
+    recipe = dataclasses.replace(CONFIG.realtime, cells=1)
+    with pytest.raises(ValueError, match='source photo alone'):
+        Run(dataclasses.replace(CONFIG, realtime=recipe), tmp_path, 'cpu')
 
 
 def work(rank, port, config, folder, results):

@@ -86,7 +86,7 @@ def photo_clips(
     scenes = PhotoScenes(config, pictures, cutouts, 9_000 + seed)
     index = 0
     while True:
-        yield scenes.clip(index, 48)
+        yield scenes.clip(index, 48)[:4]
         index += 1
 
 

@@ -32,7 +32,7 @@ from cotracker_ros.model.half_precision import HalfPrecisionEncoder, encode
 from cotracker_ros.model.lite0 import Lite0Encoder, upsample
 from cotracker_ros.model.pyramid import PyramidEncoder, SlimEncoder, TuckerEncoder
 from cotracker_ros.model.sampling import last_cell
-from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner
+from cotracker_ros.model.subpixel import AlignmentConfig, PatchAligner, Pictures, Templates
 from cotracker_ros.visible import VisibleRule
 
 ENCODERS = {
@@ -395,7 +395,8 @@ class Points(NamedTuple):
     warp: Tensor  # (B, M, 2, 2), how the query's patch is deformed by now
     template: Tensor  # (B, M, levels, C), features of the query
     recent: Tensor  # the same of what the point looked like recently
-    patch: Tensor  # (B, M, resolutions, cells), grey patch of the query
+    patch: Tensor  # the query's patch, as `Templates.place`
+    patch_warp: Tensor  # the same, as `Templates.warp`
     apart: Tensor  # (B, M, M) px², see model/grouping.py
 
     @classmethod
@@ -403,17 +404,17 @@ class Points(NamedTuple):
         cls, model: RealtimeTracker, cameras: int, slots: int, device: str = 'cpu'
     ) -> Points:
         """No point has started yet."""
-        c, align = model.config, model.aligner
+        c = model.config
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(cameras, slots, *shape, device=device)
 
         features = len(c.strides), c.features
-        patch = len(align.config.spacing), align.cells
+        patch = Templates.empty(model.aligner, cameras, slots, device)
         age = torch.zeros(cameras, slots, dtype=torch.int32, device=device)
         return cls(
             age, zeros(2), zeros(2), zeros(), zeros(), zeros(), zeros(2, 2),
-            zeros(*features), zeros(*features), zeros(*patch), zeros(slots),
+            zeros(*features), zeros(*features), patch.place, patch.warp, zeros(slots),
         )  # fmt: skip
 
     def started(self, query: Tensor, xy: Tensor, template: Tensor) -> Points:
@@ -436,8 +437,14 @@ class Points(NamedTuple):
             template=put(template, self.template),
             recent=put(template, self.recent),
             patch=self.patch,
+            patch_warp=self.patch_warp,
             apart=torch.where(query[:, None] | query[..., None], UNKNOWN, self.apart),
         )
+
+    @property
+    def templates(self) -> Templates:
+        """Of the patches."""
+        return Templates(self.patch, self.patch_warp)
 
     @property
     def motion(self) -> Motion:
@@ -616,18 +623,18 @@ class RealtimeTracker(HalfPrecisionEncoder):
         trust = (visibility * confidence)[..., None, None]
         return F.normalize(recent + self.config.update * trust * (now - recent), dim=-1)
 
-    def align(self, pictures: list[Tensor], points: Points, xy: Tensor, best: Tensor) -> Aligned:
+    def align(self, pictures: Pictures, points: Points, xy: Tensor, best: Tensor) -> Aligned:
         """Align the patches near the estimate xy and at the best place (B, M, 2) px of the whole
         frame, all in one batch.
         """
         c = self.config
         places = torch.stack([xy, best], 2)
-        found = self.aligner.align(pictures, points.patch, places, points.warp)
+        found = self.aligner.align(pictures, points.templates, places, points.warp)
         (near, back), (fit, back_fit) = found.xy.unbind(2), found.fit.unbind(2)
         moved = (near - xy).norm(dim=-1)
         held = (fit > c.query_fit) & (moved < c.nearby)
         taken = held | ((fit > c.loose_fit) & (moved < c.loose_nearby))
-        bent = self.aligner.deform(pictures, points.patch, near, points.warp)
+        bent = self.aligner.deform(pictures, points.templates, near, points.warp)
         area = bent[..., 0, 0] * bent[..., 1, 1] - bent[..., 0, 1] * bent[..., 1, 0]
         bending = held & (area > 0.15) & (area < 6)
         return Aligned(
@@ -692,7 +699,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
     def advance_frame(
         self,
         rows: Tensor,
-        pictures: list[Tensor],
+        pictures: Pictures,
         points: Points,
         past: list[Tensor],
         here: Tensor,
@@ -737,7 +744,7 @@ class RealtimeTracker(HalfPrecisionEncoder):
 
         xy = torch.where(back[..., None], aligned.best, xy)
         now = torch.where(back[..., None, None], points.template, now)
-        patch = self.aligner.cut(pictures, xy)
+        templates = self.aligner.renew(points.templates, new, pictures, xy)
 
         def probability(logit: Tensor) -> Tensor:
             return torch.where(here, 1.0, torch.where(back, found, logit).sigmoid())
@@ -765,7 +772,8 @@ class RealtimeTracker(HalfPrecisionEncoder):
             warp=aligned.warp,
             template=points.template,
             recent=torch.where(back[..., None, None], points.template, renewed),
-            patch=torch.where(new[..., None, None], patch, points.patch),
+            patch=templates.place,
+            patch_warp=templates.warp,
             apart=drift_apart(points.apart, points.xy, displacement, seen, self.grouping),
         )
         return Advanced(
@@ -861,4 +869,6 @@ def upgraded(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
         if key in state and key in expected:
             missing = expected[key].shape[1] - state[key].shape[1]
             state[key] = F.pad(state[key], (0, max(0, missing)))
-    return state
+    # All cells of a patch counted alike.
+    fresh = {key: x for key, x in expected.items() if key.startswith('aligner.')}
+    return fresh | state

@@ -36,7 +36,8 @@ class Clips:
     int64: the number of a body's keypoint (cotracker_ros.skeleton) and of its person in the clip;
     -1, as where they are left out: a plain point. known (B, T, N) bool, where the true place is;
     everywhere if left out. visibility_known (B, T, N) bool, where it is known whether the point is
-    visible; where its place is known if left out.
+    visible; where its place is known if left out. warp (B, T, N, 2, 2): how the surface around a
+    point is deformed since its query frame, of sources that know it.
     """
 
     video: Tensor
@@ -47,6 +48,7 @@ class Clips:
     instance: Tensor = None  # type: ignore[assignment]
     known: Tensor = None  # type: ignore[assignment]
     visibility_known: Tensor = None  # type: ignore[assignment]
+    warp: Tensor | None = None
     source: str = ''  # name of the source
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class Clips:
             instance=torch.cat([self.instance, plain], 1),
             known=torch.cat([self.known, nothing], 2),
             visibility_known=torch.cat([self.visibility_known, nothing], 2),
+            warp=None,
         )
 
     @classmethod

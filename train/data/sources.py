@@ -28,7 +28,7 @@ from train.data.readers.posetrack import (
 )
 from train.data.readers.posetrack import Sequence as PoseSequence
 from train.data.readers.pseudo_labels import PseudoLabels
-from train.data.synthetic.photo_scenes import PhotoScenes, video_cutouts
+from train.data.synthetic.photo_scenes import PhotoClip, PhotoScenes, video_cutouts
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
 from train.data.synthetic.textures import read_photographs
 
@@ -181,7 +181,9 @@ class PhotoSource:
         cv2.setNumThreads(0)  # threads of OpenCV do not survive the fork of a worker
         count = self.config.clips
         parts = [self.scenes.clip(index * count + k, self.config.points) for k in range(count)]
-        return Clips(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
+        columns = zip(*parts, strict=True)
+        named = zip(PhotoClip._fields, columns, strict=True)
+        return Clips(**{name: torch.from_numpy(np.stack(x)) for name, x in named})
 
 
 class Fitted:
@@ -202,6 +204,9 @@ class Fitted:
                 np.stack([[resize(f, self.picture_size) for f in v] for v in clips.video.numpy()])
             )
         clips.tracks = rescale(clips.tracks, size, self.size)
+        if clips.warp is not None:
+            scale = torch.tensor(self.size[::-1]) / torch.tensor(size[::-1])
+            clips.warp = clips.warp * scale[:, None] / scale
         return clips
 
 

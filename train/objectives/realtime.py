@@ -31,6 +31,7 @@ from cotracker_ros.model.realtime import (
 )
 from train.data.batch import Clips
 from train.losses import LossConfig, matching_loss, tracking_loss
+from train.objectives.alignment import fit_cells
 from train.objectives.base import Objective, learn
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class RealtimeRecipe:
     teacher_noise: tuple[float, float] = (0.3, 8.0)  # px off such a start is, log-uniform
     fresh: int = 5  # frames of a clip that the encoder learns from; 0 leaves it as it is
     matching: float = 0.1  # weight of the contrastive loss on those frames
+    # batches at the end, of the source photo, that what the cells of patches count is fitted on;
+    # 0: it stays
+    cells: int = 0
     calibration: int = 24  # batches at the end that what it shows is fitted on; 0: it stays
     redetection: int = 24  # the same of redetection
 
@@ -68,6 +72,9 @@ class RealtimeObjective(Objective):
     def __init__(self, model: nn.Module, config: TrainConfig):
         super().__init__(model.eval(), config)
         model.encoder.requires_grad_(False)
+        model.aligner.requires_grad_(False)
+        if config.realtime.cells and set(config.sources) != {'photo'}:
+            raise ValueError('cells are fitted on the source photo alone: it knows their surfaces')
         if config.realtime.fresh:
             learn(model.encoder)
         # Folded once where it does not learn; in a tuple, so that it is no submodule with weights
@@ -85,8 +92,11 @@ class RealtimeObjective(Objective):
         return realtime_losses(self.model, encoder, clips, c.loss, c.realtime, forced, seeds, step)
 
     def finish(self, model: nn.Module, batches: Iterable[Clips]) -> None:
-        """Fit when a lost point is back, and what the tracker shows."""
+        """Fit what counts of a patch, when a lost point is back, and what the tracker shows."""
         c = self.config.realtime
+        if c.cells:
+            clips = islice(batches, c.cells)
+            fit_cells(model.aligner, tqdm(clips, 'samples', c.cells), self.config.seed)
         if c.redetection:
             clips = islice(batches, c.redetection)
             fit_redetection(model, tqdm(clips, 'redetection', c.redetection))

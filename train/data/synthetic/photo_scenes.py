@@ -22,7 +22,6 @@ from tqdm import tqdm
 from cotracker_ros.files import opencv_name
 from cotracker_ros.geometry import between_centres
 
-OUTLINE = 9  # px, width of the strip along an object's outline that points are taken from
 FRAMES_PER_VIDEO = 12  # cut-outs that are looked for in one video
 VIDEOS = ('*.mp4', '*.mkv', '*.avi', '*.mov')
 
@@ -47,6 +46,9 @@ class PhotoSceneConfig:
     distractors: float = 0.2  # share of objects that look like the one before
     occluders: float = 0.5  # share of clips with an object that hides others for a while
     on_objects: float = 0.6  # share of the points that lie on objects
+    # points near the outlines of objects, for each of those at corners and of those anywhere
+    outlines: int = 1
+    strip: int = 9  # px, width of the strip along an outline that such points are taken from
     late: float = 0.3  # share of the points that are queried after the first frame
     jpeg: float = 0.3  # share of clips compressed as a camera's driver does
     blur: float = 0.3  # share of clips out of focus or with motion blur
@@ -61,13 +63,15 @@ class CutOut(NamedTuple):
 
 class PhotoClip(NamedTuple):
     """video (T, H, W, 3) uint8 RGB; tracks (T, N, 2) px; visible (T, N) bool; query_frame (N,)
-    int64, a frame in which the point is visible.
+    int64, a frame in which the point is visible; warp (T, N, 2, 2), how the surface around the
+    point is deformed since then: the Jacobian of its places in a frame by those in the query's.
     """
 
     video: np.ndarray
     tracks: np.ndarray
     visible: np.ndarray
     query_frame: np.ndarray
+    warp: np.ndarray
 
 
 def crop_out(image: np.ndarray, mask: np.ndarray, limit: int = 360) -> CutOut | None:
@@ -407,15 +411,15 @@ class PhotoScenes:
         owner: np.ndarray,
         points: int,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Tracks, visibility and query frames; None where too few points can be seen."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Tracks, visibility, query frames and warps; None where too few points can be seen."""
         c, (frames, height, width) = self.config, owner.shape
         when = [0, *rng.integers(1, max(2, frames - 2), 2)]
         late = rng.binomial(points, c.late)
         counts = [points - late, late // 2, late - late // 2]
         picked = []
         for t, count in zip(when, counts, strict=True):
-            xy = candidates(video[t], owner[t], 4 * count, rng)
+            xy = candidates(video[t], owner[t], 4 * count, rng, c.outlines, c.strip)
             on = owner[t][tuple(xy.round().astype(int).T[::-1])]
             order = rng.permutation(len(xy))
             wanted = min(round(c.on_objects * count), int((on > 0).sum()))
@@ -427,23 +431,32 @@ class PhotoScenes:
                 return None
             picked.append((np.full(count, t), xy[chosen], on[chosen]))
         query_frame, start, layer = (np.concatenate(x) for x in zip(*picked, strict=True))
-        tracks = np.zeros((frames, points, 2))
+        # Every point, and what is a pixel to its right and below it.
+        corners = np.array([[0, 0], [1, 0], [0, 1]])
+        places = np.zeros((frames, points, 3, 2))
         for k in np.unique(layer):
             mine = np.flatnonzero(layer == k)
-            u = np.stack(
+            u = np.concatenate(
                 [
-                    layers[k].to_picture(start[i][None], t)[0]
+                    layers[k].to_picture(start[i] + corners, t)
                     for i, t in zip(mine, query_frame[mine], strict=True)
                 ]
             )
             for t in range(frames):
-                tracks[t, mine] = layers[k].to_frame(u, t)
+                places[t, mine] = layers[k].to_frame(u, t).reshape(-1, 3, 2)
+        tracks = places[:, :, 0]
+        warp = (places[:, :, 1:] - places[:, :, :1]).swapaxes(-1, -2)
         last = np.array([width - 1, height - 1])
         seen = between_centres(tracks, (height, width))
         x, y = np.clip(tracks.round(), 0, last).astype(int).transpose(2, 0, 1)
         visible = seen & (owner[np.arange(frames)[:, None], y, x] == layer)
         visible[query_frame, np.arange(points)] = True
-        return tracks.astype(np.float32), visible, query_frame.astype(np.int64)
+        return (
+            tracks.astype(np.float32),
+            visible,
+            query_frame.astype(np.int64),
+            warp.astype(np.float32),
+        )
 
     def photometric(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Light that changes, blur, noise and compression, the same kind in all frames."""
@@ -490,21 +503,26 @@ def blur_kernel(rng: np.random.Generator) -> np.ndarray:
 
 
 def candidates(
-    frame: np.ndarray, owner: np.ndarray, count: int, rng: np.random.Generator
+    frame: np.ndarray,
+    owner: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    outlines: int,
+    strip: int,
 ) -> np.ndarray:
-    """Places (K, 2) px to take points from, with a fraction of a pixel: a third of them corners,
-    a third near the outlines of objects, where a point is taken for one of the other side, and a
-    third anywhere.
+    """Places (K, 2) px to take points from, with a fraction of a pixel: `count` anywhere, as many
+    corners, and `outlines` times as many in strips of `strip` px along the outlines of objects,
+    where a point is taken for one of the other side.
     """
     height, width = frame.shape[:2]
     low, high = np.ones(2), np.array([width - 2, height - 2])
     places = [rng.uniform(low, high, (count, 2))]
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     corners = cv2.goodFeaturesToTrack(grey, count, 0.005, 6)
-    kernel = np.ones((OUTLINE, OUTLINE), np.uint8)
+    kernel = np.ones((strip, strip), np.uint8)
     outline = cv2.morphologyEx(owner, cv2.MORPH_GRADIENT, kernel)
     near = np.column_stack(np.nonzero(outline)[::-1])
-    near = near[rng.permutation(len(near))[:count]]
+    near = near[rng.permutation(len(near))[: outlines * count]]
     for whole in (near, [] if corners is None else corners[:, 0]):
         if len(whole):
             places.append(np.clip(whole + rng.uniform(-0.5, 0.5, (len(whole), 2)), low, high))
