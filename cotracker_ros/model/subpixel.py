@@ -39,6 +39,9 @@ class AlignmentConfig:
     steps: tuple[int, ...] = (3, 2, 2)  # Gauss-Newton steps at each resolution
     warp_level: int = 1  # resolution at which the warp is estimated
     warp_step: float = 0.06  # largest change of a number of the warp in a frame
+    # Correlation that a change of the warp must gain to be made whole. Where it gains nothing it
+    # is not made, where less, in part: else rounding would decide between warps that fit alike.
+    warp_gain: float = 0.001
     damping: float = 0.01  # of the normal equations, against their diagonal
     noise: float = 2.0  # grey levels that count as no texture
     stride: float = 1.5  # cells, longest step
@@ -66,10 +69,10 @@ class Templates(NamedTuple):
     """What aligning needs of patches, which the picture does not change. The products of what a
     picture shows with rows (U + 2, P), for U unknowns, are the change of the unknowns where the
     picture has the template's contrast, the covariance of both, and the picture's mean, by the
-    weights of the cells, which are the last row.
+    weights of the cells, which are the last row. Covariances are with a template of variance 1.
 
-    place (B, M, R, 4, P), for the place alone; the covariances of all resolutions are those with a
-    template of variance 1. warp (B, M, 8, P), for place and warp, at one resolution.
+    place (B, M, R, 4, P), for the place alone, of variance 1 over all resolutions; warp
+    (B, M, 8, P), for place and warp, at one resolution.
     """
 
     place: Tensor
@@ -242,8 +245,12 @@ class PatchAligner(nn.Module):
         place, power = self.solved(self.parts(patch, 2), weight, 2)
         change, covariance, mean = place.split([2, 1, 1], -2)
         covariance = covariance * power.sum(2, keepdim=True).rsqrt()
-        warp, _ = self.solved(self.parts(patch[..., level, :], 6), weight[..., level, :, :], 6)
-        return Templates(torch.cat([change, covariance, mean], -2), warp)
+        warp, power = self.solved(self.parts(patch[..., level, :], 6), weight[..., level, :, :], 6)
+        bend, with_warp, _ = warp.split([6, 1, 1], -2)
+        return Templates(
+            torch.cat([change, covariance, mean], -2),
+            torch.cat([bend, with_warp * power.rsqrt(), weight[..., level, :, :]], -2),
+        )
 
     def parts(self, patch: Tensor, unknowns: int) -> Tensor:
         """What grey patches (..., cells) are made of, (..., U + 2, P): the inner part, how that
@@ -309,7 +316,7 @@ class PatchAligner(nn.Module):
 
     def deform(self, pictures: Pictures, templates: Templates, xy: Tensor, warp: Tensor) -> Tensor:
         """The warps (B, M, 2, 2) with which templates fit better at xy (B, M, 2) px: one
-        Gauss-Newton step for place and warp, the old one where it does not pay.
+        Gauss-Newton step for place and warp, as far as it pays.
         """
         level, limit = self.config.warp_level, self.config.warp_step
         picture, rows = pictures.grey[level], templates.warp
@@ -321,8 +328,8 @@ class PatchAligner(nn.Module):
         _, then, new_variance = self.look(
             picture, rows, place - move @ axes, self.axes(bent, level)
         )
-        better = then * new_variance.rsqrt() > covariance * variance.rsqrt()
-        return torch.where(better, bent, warp)
+        gain = then * new_variance.rsqrt() - covariance * variance.rsqrt()
+        return warp + (gain / self.config.warp_gain).clamp(0, 1) * (bent - warp)
 
     def look(
         self, picture: Tensor, rows: Tensor, place: Tensor, axes: Tensor
