@@ -1,6 +1,7 @@
 """What an exported graph must and must not hold, and its cleaning."""
 
 from collections import Counter
+from graphlib import TopologicalSorter
 
 import numpy as np
 import onnx
@@ -150,6 +151,29 @@ def _scalar(weights: dict, name: str):
 
 def _is_zero(weights: dict, name: str) -> bool:
     return name in weights and not numpy_helper.to_array(weights[name]).any()
+
+
+def sort(model: onnx.ModelProto) -> None:
+    """Bring the nodes into an order in which each comes after what it and its branches read."""
+    nodes = list(model.graph.node)
+    made_by = {name: k for k, node in enumerate(nodes) for name in node.output}
+    before = {
+        k: {
+            made_by[name]
+            for inner in (node, *(n for part in _branches(node) for n in part.node))
+            for name in inner.input
+            if name in made_by
+        }
+        for k, node in enumerate(nodes)
+    }
+    order = [nodes[k] for k in TopologicalSorter(before).static_order()]
+    order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
+    del model.graph.node[:]
+    model.graph.node.extend(order)
+
+
+def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [part for a in node.attribute if a.HasField('g') for part in graphs(a.g)]
 
 
 def strip(model: onnx.ModelProto) -> None:

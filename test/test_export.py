@@ -197,6 +197,18 @@ def test_cleaning_and_checks_reach_into_branches():
     assert not branch.node[0].doc_string
 
 
+def test_a_condition_comes_after_what_its_branches_read():
+    model = conditional()
+    # What a branch reads is made by a node that stands after the condition.
+    model.graph.node.append(h.make_node('Neg', ['x'], ['minus']))
+    branch = next(a.g for a in model.graph.node[3].attribute if a.name == 'else_branch')
+    branch.node[0].input[0] = 'minus'
+    with pytest.raises(onnx.checker.ValidationError, match='sorted'):
+        onnx.checker.check_model(model, full_check=True)
+    graph.sort(model)
+    onnx.checker.check_model(model, full_check=True)
+
+
 @pytest.mark.parametrize('form, relu', [('mixed', T.FLOAT), ('fp16', T.FLOAT16)])
 def test_half_precision_keeps_out_of_coordinates_and_sampling(form, relu):
     made = model(
