@@ -47,6 +47,7 @@ def fit_cells(aligner: PatchAligner, batches: Iterable[Clips], seed: int) -> Non
     samples = Samples(
         *map(torch.cat, zip(*(collect(aligner, clips) for clips in batches), strict=True))
     )
+    around = aligner.of_size((CROP, CROP))
     rng = torch.Generator(samples.xy.device).manual_seed(seed)
     learning = aligner.weights.requires_grad_(True)
     optimiser = torch.optim.AdamW(learning.parameters(), RATE, weight_decay=DECAY)
@@ -59,7 +60,7 @@ def fit_cells(aligner: PatchAligner, batches: Iterable[Clips], seed: int) -> Non
     for _ in range(EPOCHS):
         order = torch.randperm(len(samples.xy), generator=rng, device=samples.xy.device)
         for chosen in order.split(BATCH):
-            off = errors(aligner, Samples(*(x[chosen] for x in samples)), rng)
+            off = errors(around, Samples(*(x[chosen] for x in samples)), rng)
             optimiser.zero_grad()
             (off / SCALE).log1p().mean().backward()
             optimiser.step()
@@ -102,11 +103,10 @@ def collect(aligner: PatchAligner, clips: Clips) -> Samples:
     return Samples(*map(torch.cat, zip(*kept, strict=True)))
 
 
-def errors(aligner: PatchAligner, samples: Samples, rng: torch.Generator) -> Tensor:
-    """How far off the patches come to be, (S,) px, with gradient."""
-    around = aligner.of_size((CROP, CROP))
-    templates = around.prepare(samples.patches[:, None].to(aligner.grey))
-    crops = samples.crops[:, None].to(aligner.grey)
+def errors(around: PatchAligner, samples: Samples, rng: torch.Generator) -> Tensor:
+    """How far off the patches come to be, (S,) px, with gradient; by an aligner of crops."""
+    templates = around.prepare(samples.patches[:, None].to(around.grey))
+    crops = samples.crops[:, None].to(around.grey)
     pictures = Pictures(crops, [pooled(crops, n) for n in around.pooling])
     xy = samples.xy[:, None]
 
