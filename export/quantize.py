@@ -5,11 +5,14 @@ r"""Compute the encoder of an exported model in int8, if that costs no accuracy.
 Written in the standard's own operators (QuantizeLinear, DequantizeLinear), so that ONNX Runtime
 and OpenVINO run the same file. Only convolutions of the encoder are quantised: weights for each
 channel and to 7 bits, since sums of pairs of products of 8 bits saturate on AVX2; activations to 8
-bits without sign, by the range they have on calibration pictures. Coordinates, correlation and
+bits without sign, by the range that nearly all of them have on calibration pictures: few are far
+outside, and a range with these leaves few steps for the rest. Coordinates, correlation and
 attention stay in float32. A file that scores more than a point below the float32 one is refused.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import os
@@ -39,6 +42,10 @@ from export.graph import ExportError
 PICTURES = 32  # to calibrate with
 OF_A_VIDEO = 8  # frames at most, evenly spaced over its first ten seconds
 SEED = 4_200_001  # of rendered calibration pictures: of no training run, nor of a held-out set
+# Per cent of the activations that the range holds, from below and from above. Off by, as one less
+# the cosine of features with float32, at corners of 43 frames of free video and everywhere, at
+# stride 4: the whole range 0.0068 and 0.040, 99.99 % 0.0040 and 0.019, 99.9 % 0.0087 and 0.014.
+WITHIN = 99.99
 ALLOWED = 1.0  # points of the measure that a quantised file may lose
 CLIPS = 6  # of the held-out set that the measure is taken on
 Measure = Callable[[Path], float]  # an .onnx file to its score, in percent
@@ -60,18 +67,21 @@ def quantize(source: Path, output: Path, pictures: Iterable[np.ndarray]) -> None
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # it advises passes that the export has made
     try:
-        quantization.quantize_static(
-            source,
-            output,
-            reader,
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=['Conv'],
-            nodes_to_quantize=names,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells of its histograms
+            quantization.quantize_static(
+                source,
+                output,
+                reader,
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=['Conv'],
+                nodes_to_quantize=names,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.Percentile,
+                extra_options={'CalibPercentile': WITHIN},
+            )
     finally:
         logging.getLogger().setLevel(level)
     if not reader.read:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -56,6 +57,29 @@ def test_only_convolutions_of_the_encoder_are_quantised(exported, int8):
         other.licence, other.visible, other.picture_size,
     )  # fmt: skip
     assert int8.stat().st_size < exported.stat().st_size
+
+
+def test_the_range_holds_nearly_all_activations_and_not_the_few_far_outside(exported, int8):
+    made = onnx.load(int8)
+    producer = {o: n for n in made.graph.node for o in n.output}
+    numbers = {i.name: onnx.numpy_helper.to_array(i) for i in made.graph.initializer}
+    ends = {}  # of the range, by what is quantised
+    for node in made.graph.node:
+        if node.name in quantize.encoder_convolutions(onnx.load(exported)):
+            of, scale, zero = producer[producer[node.input[0]].input[0]].input
+            ends[of] = (np.array([0, 255]) - int(numbers[zero])) * numbers[scale]
+    full = onnx.load(exported)
+    full.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in ends)
+    session = ort.InferenceSession(full.SerializeToString(), providers=['CPUExecutionProvider'])
+    reader = quantize._Reader(
+        exported, rendered_frames(6, read_metadata(exported).picture_size, seed=5)
+    )
+    found = [session.run(list(ends), feed) for feed in iter(reader.get_next, None)]
+    outside = []
+    for (low, high), seen in zip(ends.values(), zip(*found, strict=True), strict=True):
+        seen, step = np.stack(seen), (high - low) / 255
+        outside.append(np.mean((seen < low - step) | (seen > high + step)))
+    assert 0 < max(outside) < 1e-3
 
 
 @pytest.fixture(scope='module')
