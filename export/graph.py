@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cotracker_ros.engines.branches import graphs
+from cotracker_ros.engines.branches import branches, graphs
 
 OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
 
@@ -160,7 +160,7 @@ def sort(model: onnx.ModelProto) -> None:
     before = {
         k: {
             made_by[name]
-            for inner in (node, *(n for part in _branches(node) for n in part.node))
+            for inner in (node, *(n for part in branches(node) for n in part.node))
             for name in inner.input
             if name in made_by
         }
@@ -170,10 +170,6 @@ def sort(model: onnx.ModelProto) -> None:
     order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
     del model.graph.node[:]
     model.graph.node.extend(order)
-
-
-def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [part for a in node.attribute if a.HasField('g') for part in graphs(a.g)]
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -108,6 +108,22 @@ def test_a_surface_that_turns_is_followed_by_its_first_template(aligner, scene):
     assert error(plain[0], truth) > 0.3  # without the warp the template no longer fits
 
 
+def test_a_change_of_warp_grows_with_what_it_gains_and_does_not_jump(aligner, scene):
+    """As a surface comes nearer, step by step: else rounding decides where it begins."""
+    template = templates_of(aligner, aligner.pictures(shown(scene)))
+    middle, warps = torch.tensor([64.0, 48.0]), []
+    for nearer in np.linspace(0, 0.03, 61):
+        move = -nearer * middle
+        matrix = ((1 + nearer, 0, move[0]), (0, 1 + nearer, move[1]))
+        pictures = aligner.pictures(shown(scene, matrix))
+        truth = POINTS + nearer * (POINTS - middle)
+        found = align(aligner, pictures, template, truth, UNITY)
+        warps.append(aligner.deform(pictures, template, found.xy, UNITY))
+    change = (torch.stack(warps) - UNITY).flatten(-2).norm(dim=-1)
+    assert torch.all(change[0] == 0) and torch.all(change[-1] > 0.02)
+    assert change.diff(dim=0).abs().max() < 0.01
+
+
 def test_another_texture_does_not_fit(aligner, scene):
     template = templates_of(aligner, aligner.pictures(shown(scene)))
     found = align(aligner, aligner.pictures(shown(texture(1))), template, POINTS, UNITY)

@@ -18,9 +18,14 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the branches of its conditions."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField('g'):
-                yield from graphs(attribute.g)
+        yield from branches(node)
+
+
+def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The branches of a node that is a condition, and of the conditions in these."""
+    for attribute in node.attribute:
+        if attribute.HasField('g'):
+            yield from graphs(attribute.g)
 
 
 def always_taken(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -87,9 +87,8 @@ def collect(aligner: PatchAligner, clips: Clips) -> Samples:
         xy = clips.tracks[clip, t, point]
         # Whole cells of all resolutions.
         corner = (xy * scale / 2 - side / 4).round().long() * 2
-        grey = aligner.grey @ clips.video[:, t].flatten(1, 2).transpose(1, 2).to(aligner.grey)
-        height, width = clips.video.shape[2:4]
-        grey = F.pad(grey.view(-1, 1, height, width), (side,) * 4, mode='replicate')[:, 0]
+        finest = aligner.pictures(clips.video[:, t]).grey[-1]
+        grey = F.pad(finest, (side,) * 4, mode='replicate')[:, 0]
         x, y = (corner + side)[..., None].add(window).unbind(1)
         crops = grey[clip[:, None, None], y[:, :, None], x[:, None]]
         kept.append(
