@@ -93,11 +93,15 @@ def trained_int8(tmp_path_factory):
 @pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
 def test_runtimes_track_with_int8_as_with_float32(name, trained_int8):
     pytest.importorskip(name)
-    engine, reference = load(trained_int8, name, 1, 4, 1), load(TRAINED, 'onnxruntime', 1, 4, 1)
+    engine, reference = (
+        load(f, e, 1, 16, 1) for f, e in ((trained_int8, name), (TRAINED, 'onnxruntime'))
+    )
     assert engine.precision == 'int8'
-    found = compare.difference(compare.record(engine, 8), compare.record(reference, 8), name)
+    found = compare.difference(compare.record(engine, 16), compare.record(reference, 16), name)
     compare.require(found, 'int8', name, name)
-    assert found.mean['xy'] < 0.1  # a scale of twice the size in one layer: 0.14
+    # 0.010 and 0.014; with a scale of twice the size in one layer but the last ones 0.04 to 0.18.
+    # Of places one point decides, that fits alike at two.
+    assert found.mean['confidence'] < 0.025
     assert found.largest['xy'] > 0  # it is not the float32 file
 
 

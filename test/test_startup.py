@@ -1,5 +1,6 @@
 """How the node's process begins and ends."""
 
+import contextlib
 import os
 import re
 import signal
@@ -43,6 +44,35 @@ def test_a_signal_that_comes_while_the_work_ends_is_no_error(monkeypatch):
     try:
         assert startup.until_interrupted(lambda: 7) is None
         signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_an_interrupt_that_a_call_drops_for_an_error_of_its_own_is_no_error(monkeypatch):
+    """As pybind11 does, in the middle of converting a message, while ROS still runs."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(startup.rclpy, 'ok', lambda: True)
+
+    def convert(number=None):
+        try:
+            if number:
+                signal.raise_signal(number)
+        except KeyboardInterrupt:
+            pass
+        raise RuntimeError('Unable to convert call argument')
+
+    def configure():
+        with contextlib.suppress(RuntimeError):
+            convert(signal.SIGINT)
+        return 'failed'
+
+    try:
+        assert startup.until_interrupted(lambda: convert(signal.SIGINT)) is None
+        assert startup.until_interrupted(lambda: convert(signal.SIGTERM)) is None
+        assert startup.until_interrupted(configure) is None
+        with pytest.raises(RuntimeError, match='Unable to convert'):
+            startup.until_interrupted(convert)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

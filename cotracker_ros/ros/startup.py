@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -118,31 +119,37 @@ def until_interrupted(work: Callable[[], Result]) -> Result | None:
     Once it has ended, signals do nothing any more: launch and impatient people send several, and
     the next one would cut the clean end short.
     """
+    interrupted = threading.Event()
     try:
         try:
-            interrupt_once()
-            return work()
+            interrupt_once(interrupted)
+            result = work()
         finally:
             ignore_interrupts()
+        return None if interrupted.is_set() else result
     # Out here, so that a signal is no error either where work ends by itself in that moment.
     except (KeyboardInterrupt, ExternalShutdownException):
         return None
     except StartError:
         raise
-    except Exception:  # rclpy raises this and that where a signal ends the context in mid-call
-        if rclpy.ok():
+    # rclpy raises this and that where a signal comes in mid-call: it ends the context, or
+    # pybind11 drops the KeyboardInterrupt for an error of its own.
+    except Exception:
+        if rclpy.ok() and not interrupted.is_set():
             raise
         return None
 
 
-def interrupt_once() -> None:
-    """Raise KeyboardInterrupt for the first SIGINT or SIGTERM and ignore those that follow.
+def interrupt_once(interrupted: threading.Event) -> None:
+    """Set `interrupted` and raise KeyboardInterrupt for the first SIGINT or SIGTERM, and ignore
+    those that follow.
 
     To be called before `init`, whose handlers end the context and call these.
     """
 
     def interrupt(number, frame):
         ignore_interrupts()
+        interrupted.set()
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
