@@ -63,12 +63,12 @@ def test_the_range_holds_nearly_all_activations_and_not_the_few_far_outside(expo
     made = onnx.load(int8)
     producer = {o: n for n in made.graph.node for o in n.output}
     numbers = {i.name: onnx.numpy_helper.to_array(i) for i in made.graph.initializer}
-    ends = {}  # of the range, by what is quantised
+    full, ends = onnx.load(exported), {}  # of the range, by what is quantised
+    names = set(quantize.encoder_convolutions(full))
     for node in made.graph.node:
-        if node.name in quantize.encoder_convolutions(onnx.load(exported)):
+        if node.name in names:
             of, scale, zero = producer[producer[node.input[0]].input[0]].input
             ends[of] = (np.array([0, 255]) - int(numbers[zero])) * numbers[scale]
-    full = onnx.load(exported)
     full.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in ends)
     session = ort.InferenceSession(full.SerializeToString(), providers=['CPUExecutionProvider'])
     reader = quantize._Reader(
