@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cotracker_ros.engines.branches import branches, graphs
+from cotracker_ros.engines.branches import branches, graphs, replace_nodes
 
 OPSET = 18  # TensorRT reads GridSample of opset 20 and above as nearest, silently (TensorRT#4646)
 
@@ -76,9 +76,7 @@ def cast_first(model: onnx.ModelProto) -> None:
         node.input[0], node.output[0] = f'{last}_first', last
         order = [n for n in nodes if n is not cast]
         order.insert(order.index(node), cast)
-        order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
-        del model.graph.node[:]
-        model.graph.node.extend(order)
+        replace_nodes(model.graph, order)
         del model.graph.value_info[:]
         return
 
@@ -166,10 +164,8 @@ def sort(model: onnx.ModelProto) -> None:
         }
         for k, node in enumerate(nodes)
     }
-    order = [nodes[k] for k in TopologicalSorter(before).static_order()]
-    order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
-    del model.graph.node[:]
-    model.graph.node.extend(order)
+    order = TopologicalSorter(before).static_order()
+    replace_nodes(model.graph, [nodes[k] for k in order])
 
 
 def strip(model: onnx.ModelProto) -> None:

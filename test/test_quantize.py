@@ -100,7 +100,7 @@ def test_runtimes_track_with_int8_as_with_float32(name, trained_int8):
     found = compare.difference(compare.record(engine, 16), compare.record(reference, 16), name)
     compare.require(found, 'int8', name, name)
     # 0.010 and 0.014; with a scale of twice the size in one layer but the last ones 0.04 to 0.18.
-    # Of places one point decides, that fits alike at two.
+    # Positions would not do: a point that fits equally well at two places decides their mean.
     assert found.mean['confidence'] < 0.025
     assert found.largest['xy'] > 0  # it is not the float32 file
 

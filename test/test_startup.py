@@ -31,8 +31,17 @@ def test_more_signals_than_one_end_the_node_as_one_does(start_tracker, numbers):
     assert 'Traceback' not in tracker.output() and 'race' not in tracker.output()
 
 
-def test_a_signal_that_comes_while_the_work_ends_is_no_error(monkeypatch):
+@pytest.fixture
+def handlers():
+    """Puts the handlers of signals back that were there before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures('handlers')
+def test_a_signal_that_comes_while_the_work_ends_is_no_error(monkeypatch):
     ignore = startup.ignore_interrupts
 
     def too_late():
@@ -41,25 +50,19 @@ def test_a_signal_that_comes_while_the_work_ends_is_no_error(monkeypatch):
         ignore()
 
     monkeypatch.setattr(startup, 'ignore_interrupts', too_late)
-    try:
-        assert startup.until_interrupted(lambda: 7) is None
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert startup.until_interrupted(lambda: 7) is None
+    signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures('handlers')
 def test_an_interrupt_that_a_call_drops_for_an_error_of_its_own_is_no_error(monkeypatch):
     """As pybind11 does, in the middle of converting a message, while ROS still runs."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(startup.rclpy, 'ok', lambda: True)
 
     def convert(number=None):
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             if number:
                 signal.raise_signal(number)
-        except KeyboardInterrupt:
-            pass
         raise RuntimeError('Unable to convert call argument')
 
     def configure():
@@ -67,15 +70,11 @@ def test_an_interrupt_that_a_call_drops_for_an_error_of_its_own_is_no_error(monk
             convert(signal.SIGINT)
         return 'failed'
 
-    try:
-        assert startup.until_interrupted(lambda: convert(signal.SIGINT)) is None
-        assert startup.until_interrupted(lambda: convert(signal.SIGTERM)) is None
-        assert startup.until_interrupted(configure) is None
-        with pytest.raises(RuntimeError, match='Unable to convert'):
-            startup.until_interrupted(convert)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert startup.until_interrupted(lambda: convert(signal.SIGINT)) is None
+    assert startup.until_interrupted(lambda: convert(signal.SIGTERM)) is None
+    assert startup.until_interrupted(configure) is None
+    with pytest.raises(RuntimeError, match='Unable to convert'):
+        startup.until_interrupted(convert)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ takes longer: so it may always be taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         if attribute.HasField('g'):
             yield from graphs(attribute.g)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph copies of `nodes`, which may be its own, in this order."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def always_taken(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,6 +59,4 @@ def _flatten(graph: onnx.GraphProto) -> None:
             nodes.append(part)
         graph.initializer.extend(branch.initializer)
         graph.value_info.extend(v for v in branch.value_info if v.name not in names)
-    nodes = [type(n).FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)

@@ -39,8 +39,9 @@ class AlignmentConfig:
     steps: tuple[int, ...] = (3, 2, 2)  # Gauss-Newton steps at each resolution
     warp_level: int = 1  # resolution at which the warp is estimated
     warp_step: float = 0.06  # largest change of a number of the warp in a frame
-    # Correlation that a change of the warp must gain to be made whole. Where it gains nothing it
-    # is not made, where less, in part: else rounding would decide between warps that fit alike.
+    # Gain in correlation from which on a change of the warp is applied in full. A smaller gain
+    # applies it in proportion, none not at all: with a hard limit rounding decided between warps
+    # that fit equally well.
     warp_gain: float = 0.001
     damping: float = 0.01  # of the normal equations, against their diagonal
     noise: float = 2.0  # grey levels that count as no texture
@@ -169,8 +170,15 @@ class PatchAligner(nn.Module):
     def pictures(self, image: Tensor) -> Pictures:
         """Of an image (B, H, W, 3) uint8 RGB."""
         colour = image.permute(0, 3, 1, 2).to(self.grey.dtype)
-        fine = (self.grey @ colour.flatten(2)).unflatten(2, colour.shape[2:])
-        return Pictures(colour, [pooled(fine, n) for n in self.pooling])
+        return Pictures(colour, self.resolutions(self.brightness(colour)))
+
+    def brightness(self, colour: Tensor) -> Tensor:
+        """Pictures in colour (B, 3, H, W) in grey, (B, 1, H, W)."""
+        return (self.grey @ colour.flatten(2)).unflatten(2, colour.shape[2:])
+
+    def resolutions(self, grey: Tensor) -> list[Tensor]:
+        """Grey pictures (B, 1, H, W) at the resolutions of patches, coarse to fine."""
+        return [pooled(grey, n) for n in self.pooling]
 
     def place(self, xy: Tensor) -> Tensor:
         """Places (..., 2) px in normalised coordinates."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cotracker_ros.model.subpixel import PatchAligner, Pictures, pooled
+from cotracker_ros.model.subpixel import PatchAligner, Pictures
 from train.data.batch import Clips
 
 CROP = 80  # px of the model, side of what is kept of a frame around a point
@@ -87,8 +87,8 @@ def collect(aligner: PatchAligner, clips: Clips) -> Samples:
         xy = clips.tracks[clip, t, point]
         # Whole cells of all resolutions.
         corner = (xy * scale / 2 - side / 4).round().long() * 2
-        finest = aligner.pictures(clips.video[:, t]).grey[-1]
-        grey = F.pad(finest, (side,) * 4, mode='replicate')[:, 0]
+        colour = clips.video[:, t].permute(0, 3, 1, 2).to(aligner.grey)
+        grey = F.pad(aligner.brightness(colour), (side,) * 4, mode='replicate')[:, 0]
         x, y = (corner + side)[..., None].add(window).unbind(1)
         crops = grey[clip[:, None, None], y[:, :, None], x[:, None]]
         kept.append(
@@ -106,7 +106,7 @@ def errors(around: PatchAligner, samples: Samples, rng: torch.Generator) -> Tens
     """How far off the patches come to be, (S,) px, with gradient; by an aligner of crops."""
     templates = around.prepare(samples.patches[:, None].to(around.grey))
     crops = samples.crops[:, None].to(around.grey)
-    pictures = Pictures(crops, [pooled(crops, n) for n in around.pooling])
+    pictures = Pictures(crops, around.resolutions(crops))
     xy = samples.xy[:, None]
 
     def noise(*shape: int) -> Tensor:
