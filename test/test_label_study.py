@@ -56,7 +56,7 @@ class Commands:
         weights = Path(option['--checkpoint'])
         self.measured.append(weights)
         clips = 0 if weights.name == START else int(weights.read_text())
-        scores = {'photo': 50 + clips + 10 * int(option['--seed']), 'selection': 60.0 + clips}
+        scores = {'photo': 50 + clips + 10 * int(option['--seeds']), 'selection': 60.0 + clips}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({'results': {weights.name: {'mean': scores}}}))
         return True

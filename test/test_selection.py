@@ -45,6 +45,25 @@ def test_a_tracker_that_loses_its_points_brings_none_back(monkeypatch):
     assert measure.forward_backward(adrift, SHARED / 'video', 0) == 0
 
 
+def test_draws_are_averaged_and_masks_which_none_changes_are_measured_once(monkeypatch, tmp_path):
+    for name in ('davis/JPEGImages', 'davis/Annotations', 'video'):
+        (tmp_path / name).mkdir(parents=True)
+    by_seed = {'photo': (60, 70), 'bodies': (50, 40), 'return': (30, 38)}
+    monkeypatch.setattr(measure, 'photo_clips', lambda pictures, cutouts, seed: seed)
+    monkeypatch.setattr(measure, 'body_clips', lambda pictures, seed: seed)
+    monkeypatch.setattr(measure, 'jaccard', lambda _, seed, count, name: by_seed[name][seed])
+    monkeypatch.setattr(measure, 'forward_backward', lambda *x: by_seed['return'][x[-1]])
+    masks = []
+    monkeypatch.setattr(measure, 'on_objects', lambda *_: masks.append(80) or 80)
+    tracker = next(iter(BASELINES.values()))
+    one = measure.selection(tracker, tmp_path, [1])
+    assert one == {'photo': 70, 'bodies': 40, 'masks': 80, 'return': 38, 'selection': 57}
+    two = measure.selection(tracker, tmp_path, [0, 1])
+    parts = {'photo': 65, 'bodies': 45, 'masks': 80, 'return': 34}
+    assert two == parts | {'selection': 56, 'least': 55, 'largest': 57}
+    assert len(masks) == 2
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match='JPEGImages: not there'):
         measure.selection(BASELINES[next(iter(BASELINES))], tmp_path)

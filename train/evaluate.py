@@ -106,7 +106,7 @@ def evaluate(
     return rows
 
 
-def select(tracker: Tracker, data: Path, seed: int) -> dict:
+def select(tracker: Tracker, data: Path, seeds: list[int]) -> dict:
     """Measure a tracker by train/selection.py: a row as of `evaluate`, without clips."""
     began, given = time.perf_counter(), 0
 
@@ -115,7 +115,7 @@ def select(tracker: Tracker, data: Path, seed: int) -> dict:
         given += len(video)
         return tracker(video, queries)
 
-    mean = selection(counted, data, seed)
+    mean = selection(counted, data, seeds)
     seconds = time.perf_counter() - began
     return {'mean': mean, 'clips': {}, 'seconds': seconds, 'frames': given}
 
@@ -191,6 +191,8 @@ READERS: dict[str, Callable[[Path, bool], Iterable[Clip]]] = {
 }
 COLUMNS = {
     'selection': 'selection',
+    'least': 'least draw',
+    'largest': 'largest draw',
     **{part: part for part in PARTS},
     'badja_segment': 'segment',
     'badja_3px': '3 px',
@@ -275,7 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     group.add_argument('--device', default='cpu', help='where torch computes')
     parser.add_argument('--queries', choices=('first', 'strided'), default='first')
-    parser.add_argument('--seed', type=int, default=0, help='of what selection renders [0]')
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=[0], help='of what selection renders [0]'
+    )
     parser.add_argument('--limit', type=int, help='number of clips, for a quick look')
     parser.add_argument(
         '--videos', type=Path, help='folder for a video of each clip, trackers side by side'
@@ -312,7 +316,7 @@ def run(args: argparse.Namespace) -> dict[str, dict]:
     if not trackers:
         raise ValueError('nothing to measure: no checkpoint, and no baselines')
     if args.dataset == 'selection':
-        return {name: select(tracker, args.data, args.seed) for name, tracker in trackers.items()}
+        return {name: select(tracker, args.data, args.seeds) for name, tracker in trackers.items()}
     strided = args.queries == 'strided'
     clips = islice(READERS[args.dataset](args.data, strided), args.limit)
     return evaluate(trackers, clips, strided, args.videos)

@@ -145,7 +145,7 @@ class Study:
         """The mean scores of a checkpoint, frame by frame."""
         path = folder / f'scores {seed}.json'
         if not path.exists():
-            words = ['--dataset', self.args.dataset, '--data', self.args.data, '--seed', seed]
+            words = ['--dataset', self.args.dataset, '--data', self.args.data, '--seeds', seed]
             words += ['--mode', 'whole-video', '--no-baselines', '--checkpoint', weights]
             if not call('evaluate.py', *words, '--output', path):
                 raise SystemExit(f'label_study: {weights} cannot be measured')

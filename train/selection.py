@@ -16,7 +16,7 @@ BADJA's joints take no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,23 +43,31 @@ BACK = 3.0  # px of its start within which a point is back
 PARTS = ('photo', 'bodies', 'masks', 'return')
 
 
-def selection(tracker: Tracker, data: Path, seed: int = 0) -> dict[str, float]:
-    """The parts and their mean, `selection`, in percent.
+def selection(tracker: Tracker, data: Path, seeds: Sequence[int] = (0,)) -> dict[str, float]:
+    """The parts, in the mean over the draws of `seeds`, and their mean, `selection`, in percent;
+    where there are several, also the least and the largest `selection` of a single draw.
 
-    data: a folder with `davis/` (JPEGImages, Annotations) and `video/`. `seed` draws the rendered
-    scenes and the points. Raises DataError where a folder is missing.
+    data: a folder with `davis/` (JPEGImages, Annotations) and `video/`. A seed draws the rendered
+    scenes and the points; `masks` depends on none. Raises DataError where a folder is missing.
     """
     for name in ('davis/JPEGImages', 'davis/Annotations', 'video'):
         if not (data / name).is_dir():
             raise DataError(f'{data / name}: not there; selection measures on it')
     pictures, cutouts = davis_pictures(data / 'davis')
-    scores = {
-        'photo': jaccard(tracker, photo_clips(pictures, cutouts, seed), SCENES, 'photo'),
-        'bodies': jaccard(tracker, body_clips(pictures, seed), BODIES, 'bodies'),
-        'masks': on_objects(tracker, data / 'davis'),
-        'return': forward_backward(tracker, data / 'video', seed),
-    }
-    return scores | {'selection': float(np.mean(list(scores.values())))}
+    masks = on_objects(tracker, data / 'davis')
+    draws = [
+        {
+            'photo': jaccard(tracker, photo_clips(pictures, cutouts, seed), SCENES, 'photo'),
+            'bodies': jaccard(tracker, body_clips(pictures, seed), BODIES, 'bodies'),
+            'masks': masks,
+            'return': forward_backward(tracker, data / 'video', seed),
+        }
+        for seed in tqdm(seeds, 'draws', leave=False, disable=len(seeds) == 1)
+    ]
+    scores = {part: float(np.mean([draw[part] for draw in draws])) for part in PARTS}
+    means = [float(np.mean(list(draw.values()))) for draw in draws]
+    spread = {'least': min(means), 'largest': max(means)} if len(draws) > 1 else {}
+    return scores | {'selection': float(np.mean(means)), **spread}
 
 
 def davis_pictures(root: Path) -> tuple[list[np.ndarray], list[CutOut]]:
