@@ -42,10 +42,8 @@ from export.graph import ExportError
 PICTURES = 32  # to calibrate with
 OF_A_VIDEO = 8  # frames at most, evenly spaced over its first ten seconds
 SEED = 4_200_001  # of rendered calibration pictures: of no training run, nor of a held-out set
-# Percentile at which the range of activations ends, above, and as far from 0 below. Mean of 1 -
-# cosine between int8 and float32 features of stride 4, in 43 frames of free video, at corners and
-# in all cells: 0.0068 and 0.040 with the whole range, 0.0040 and 0.019 with 99.99, 0.0087 and
-# 0.014 with 99.9.
+# Percentile at which the range of activations ends, above, and as far from 0 below, by how well
+# features are kept (docs/engines.md, int8).
 WITHIN = 99.99
 ALLOWED = 1.0  # points of the measure that a quantised file may lose
 CLIPS = 6  # of the held-out set that the measure is taken on
