@@ -1,6 +1,7 @@
 """The measure that weights are chosen by puts trackers in an order that is known beforehand."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,28 @@ def test_a_tracker_that_loses_its_points_brings_none_back(monkeypatch):
         return xy, np.ones(xy.shape[:2], bool)
 
     assert measure.forward_backward(adrift, SHARED / 'video', 0) == 0
+
+
+@pytest.mark.skipif(not (SHARED / 'davis').is_dir(), reason='needs DAVIS')
+def test_a_point_that_goes_with_the_majority_is_seen_in_company(monkeypatch):
+    monkeypatch.setattr(measure, 'MASK_FRAMES', 12)
+    clips = list(islice(measure.readers.davis_masks(SHARED / 'davis'), 2))
+    monkeypatch.setattr(measure.readers, 'davis_masks', lambda _: clips)
+    flow = BASELINES['dis-flow']
+
+    def majority(video, queries):
+        xy, visible = flow(video, queries)
+        moved = np.median(xy - xy[:1], axis=1, keepdims=True)
+        return xy[:1] + moved, visible
+
+    alone, found = {}, {}
+    for name, tracker in (('own', flow), ('majority', majority)):
+        monkeypatch.setattr(measure, 'GRID', 0)
+        alone[name] = measure.on_objects(tracker, SHARED / 'davis')
+        monkeypatch.setattr(measure, 'GRID', 20)
+        found[name] = measure.on_objects(tracker, SHARED / 'davis')
+    assert found['own'] == pytest.approx(alone['own'])
+    assert found['majority'] < alone['majority'] - 2
 
 
 def test_draws_are_averaged_and_masks_which_none_changes_are_measured_once(monkeypatch, tmp_path):

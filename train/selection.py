@@ -6,7 +6,8 @@ One number, the mean of four percentages that no benchmark shares:
   DAVIS pictures and of cut-outs by its masks;
 - `bodies`: average Jaccard on rendered bodies that walk and turn, textured with DAVIS pictures;
 - `masks`: share of points of DAVIS videos that are still on the object they were taken from, said
-  to be visible or not: the masks do not tell what hides behind a part of the object itself;
+  to be visible or not: the masks do not tell what hides behind a part of the object itself. Half
+  of it is measured among a grid of other points: what else is tracked must not move a point;
 - `return`: share of points of free video that are visible in its last frame and from there, as new
   points, come back to where they began when it is played backwards, each weighted by how far it
   went (forward-backward error: Kalal et al., Forward-Backward Error, 2010).
@@ -24,6 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from cotracker_ros.points import support_grid
 from train import metrics
 from train.data import readers
 from train.data.batch import Clips
@@ -38,6 +40,7 @@ from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
 from train.trackers import Tracker
 
 SCENES, BODIES, MASK_FRAMES, RETURNS = 8, 6, 40, 10  # clips of each part, frames of a mask video
+GRID = 8  # points along each side of the grid that `masks` are tracked among
 GONE = 64.0  # px: a point that went further weighs no more
 BACK = 3.0  # px of its start within which a point is back
 PARTS = ('photo', 'bodies', 'masks', 'return')
@@ -125,16 +128,19 @@ def jaccard(tracker: Tracker, clips: Iterator, count: int, name: str) -> float:
 
 def on_objects(tracker: Tracker, root: Path) -> float:
     """Share of points on the object they were taken from, on videos without BADJA's joints, in
-    all frames: whether they can be seen is not known.
+    all frames: whether they can be seen is not known. The mean of two runs, one of which tracks a
+    grid over the whole first frame beside them.
     """
     shares = []
     for clip in tqdm(readers.davis_masks(root), 'masks', leave=False):
         short = first_frames(clip, MASK_FRAMES)
-        xy, _ = tracker(short.video, short.queries)
-        start = short.queries[:, 0].astype(int)
-        everywhere = np.ones(xy.shape[:2], bool)
-        side = np.asarray(short.side)
-        shares.append(metrics.on_object(start, xy, everywhere, side)['on_object'])
+        start, side = short.queries[:, 0].astype(int), np.asarray(short.side)
+        for others in (0, GRID):
+            grid = in_first_frame(support_grid(others, short.video.shape[1:3]))
+            xy, _ = tracker(short.video, np.concatenate([short.queries, grid]))
+            everywhere = np.ones((len(xy), len(start)), bool)
+            scores = metrics.on_object(start, xy[:, : len(start)], everywhere, side)
+            shares.append(scores['on_object'])
     return float(np.mean(shares))
 
 
