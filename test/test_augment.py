@@ -36,6 +36,7 @@ def moving_dots(points: int = 12):
         {},
         {'flip': 1.0},
         {'drift': 0.3},
+        {'follow': 1.0, 'scale': (1.5, 1.5)},
         {'colour': 1.0},
         {'blur': 1.0},
         {'erase': 1.0, 'replace': 1.0, 'patch': (10, 30)},
@@ -70,6 +71,29 @@ def test_a_patch_hides_what_is_below_it_and_nothing_else(speed):
     t, n = np.nonzero(~visible)
     x, y = np.round(tracks[t, n]).astype(int).T
     assert changed[t, y, x].all()
+
+
+def test_a_crop_that_follows_goes_with_what_moves():
+    frames = 40
+    across = np.column_stack([np.linspace(200, 500, frames), np.linspace(120, 160, frames)])
+    offsets = np.array([[-15, -10], [15, 10], [0, 12.0]])
+    background = np.stack(np.meshgrid([180, 350, 520], [80, 250]), -1).reshape(-1, 2)
+    still = np.repeat(background[None].astype(float), frames, 0)
+    tracks = np.concatenate([across[:, None] + offsets, still], 1)
+    video, visible = np.zeros((frames, 320, 720, 3), np.uint8), np.ones(tracks.shape[:2], bool)
+    config = dataclasses.replace(STILL, follow=1.0, scale=(2.0, 2.0))
+
+    def way(points):
+        return np.linalg.norm(points[-1] - points[0], axis=-1).mean()
+
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        _, moved, _ = crop(video, tracks, visible, (320, 512), config, rng)
+        assert way(moved[:, :3]) < 0.35 * 2 * way(tracks[:, :3])
+        assert way(moved[:, 3:]) > 0.65 * 2 * way(tracks[:, :3])
+    # Where nothing moves the crop wanders.
+    _, moved, _ = crop(video, still, visible[:, 3:], (320, 512), config, np.random.default_rng(0))
+    assert np.linalg.norm(moved - moved[0], axis=-1).max() > 20
 
 
 def test_a_whole_crop_only_scales():

@@ -2,7 +2,7 @@
 
 Pictures: brightness, contrast, saturation, hue; blur; patches that for some frames are erased, or
 show another part of the picture upside down, which hides the points below. Geometry: a crop whose
-place and scale drift over time, and flips.
+place and scale drift over time, or that goes with what moves as a camera would, and flips.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class AugmentConfig:
     patch_speed: float = 0.0  # px per frame, typical along each axis
     scale: tuple[float, float] = (1.0, 1.6)  # of the least that fills the picture
     drift: float = 0.1  # change of scale, and of place against the room left, over a clip
+    follow: float = 0.0  # the crop goes with the points that move; where none do it wanders
     flip: float = 0.5  # left and right; upside down half as often
     reverse: float = 0.3  # time runs backwards (the source does that)
 
@@ -109,7 +110,9 @@ def crop(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A window on the clip whose scale and place drift evenly, flipped in some clips."""
+    """A window on the clip whose scale and place drift evenly, or that goes with what moves, as
+    the camera of a video of a runner does; flipped in some clips.
+    """
     frames, height, width = video.shape[:3]
     t = np.linspace(-0.5, 0.5, frames)
     least = max(size[0] / height, size[1] / width)
@@ -119,6 +122,13 @@ def crop(
     mirror = np.where(rng.random(2) < (config.flip, config.flip / 2), -1.0, 1.0)  # x, y
     extent = np.array([size[1], size[0]])
     room = np.array([width, height]) - extent / scale[:, None]  # px of the picture left over
+    if config.follow and rng.random() < config.follow:
+        seen_at = middle_of_motion(tracks, visible)
+        if seen_at is None:
+            seen_at = np.array([width, height]) * (0.5 + wander(frames, 0.25, rng))
+        held_at = extent * (0.5 + wander(frames, 0.04, rng)) + extent * rng.uniform(-0.15, 0.15, 2)
+        corner = seen_at - held_at / scale[:, None]
+        place = np.clip(corner / np.maximum(room, 1e-6), 0, 1)
     out, moved = [], np.empty((*tracks.shape[:2], 2), np.float32)
     for i, frame in enumerate(video):
         # Pixel centres: (x + 0.5) scales, and mirrors about the middle of the window.
@@ -130,3 +140,33 @@ def crop(
         out.append(cv2.warpAffine(frame, matrix, size[::-1], flags=cv2.INTER_LINEAR))
         moved[i] = tracks[i] * mirror * scale[i] + offset
     return np.stack(out), moved, visible & between_centres(moved, size)
+
+
+MOVES = 16.0  # px from where a point is first seen, for it to be one that moves
+STEADY = 4.0  # frames, standard deviation of the smoothing of what the crop goes with
+
+
+def middle_of_motion(tracks: np.ndarray, visible: np.ndarray) -> np.ndarray | None:
+    """Where the points that move are in the mean, smoothed over time, (T, 2) px; None where none
+    of the tracks (T, N, 2) px, visible (T, N) bool, does.
+    """
+    frames = len(tracks)
+    first = visible.argmax(0)
+    way = np.linalg.norm(tracks - tracks[first, np.arange(tracks.shape[1])], axis=-1)
+    moving = visible & ((way * visible).max(0) > MOVES)
+    known = np.flatnonzero(moving.any(1))
+    if not len(known):
+        return None
+    weight = moving[known, :, None]
+    means = (tracks[known] * weight).sum(1) / weight.sum(1)
+    path = np.column_stack([np.interp(np.arange(frames), known, axis) for axis in means.T])
+    return cv2.GaussianBlur(
+        path[:, None], (1, 0), sigmaX=STEADY, sigmaY=STEADY, borderType=cv2.BORDER_REPLICATE
+    )[:, 0]
+
+
+def wander(frames: int, size: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth path (T, 2) around 0, `size` its standard deviation: three slow sines each way."""
+    t = np.arange(frames)[:, None]
+    waves = rng.uniform(0.005, 0.04, (3, 1, 2)) * t + rng.random((3, 1, 2))
+    return size * np.sqrt(2 / 3) * np.sin(2 * np.pi * waves).sum(0)
