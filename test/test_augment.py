@@ -81,6 +81,7 @@ def test_a_crop_that_follows_goes_with_what_moves():
     still = np.repeat(background[None].astype(float), frames, 0)
     tracks = np.concatenate([across[:, None] + offsets, still], 1)
     video, visible = np.zeros((frames, 320, 720, 3), np.uint8), np.ones(tracks.shape[:2], bool)
+    visible[5, 1], tracks[5, 1] = False, np.nan  # hidden, and nothing is known of it
     config = dataclasses.replace(STILL, follow=1.0, scale=(2.0, 2.0))
 
     def way(points):

@@ -153,12 +153,12 @@ def middle_of_motion(tracks: np.ndarray, visible: np.ndarray) -> np.ndarray | No
     frames = len(tracks)
     first = visible.argmax(0)
     way = np.linalg.norm(tracks - tracks[first, np.arange(tracks.shape[1])], axis=-1)
-    moving = visible & ((way * visible).max(0) > MOVES)
+    moving = visible & (np.where(visible, way, 0).max(0) > MOVES)
     known = np.flatnonzero(moving.any(1))
     if not len(known):
         return None
-    weight = moving[known, :, None]
-    means = (tracks[known] * weight).sum(1) / weight.sum(1)
+    shown = moving[known, :, None]
+    means = np.where(shown, tracks[known], 0).sum(1) / shown.sum(1)  # hidden ones may be NaN
     path = np.column_stack([np.interp(np.arange(frames), known, axis) for axis in means.T])
     return cv2.GaussianBlur(
         path[:, None], (1, 0), sigmaX=STEADY, sigmaY=STEADY, borderType=cv2.BORDER_REPLICATE
