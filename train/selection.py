@@ -37,7 +37,7 @@ from train.data.synthetic.photo_scenes import (
     crop_out,
 )
 from train.data.synthetic.procedural import ProceduralVideo, SceneConfig
-from train.trackers import Tracker
+from train.trackers import Tracker, in_first_frame
 
 SCENES, BODIES, MASK_FRAMES, RETURNS = 8, 6, 40, 10  # clips of each part, frames of a mask video
 GRID = 8  # points along each side of the grid that `masks` are tracked among
@@ -135,10 +135,10 @@ def on_objects(tracker: Tracker, root: Path) -> float:
     for clip in tqdm(readers.davis_masks(root), 'masks', leave=False):
         short = first_frames(clip, MASK_FRAMES)
         start, side = short.queries[:, 0].astype(int), np.asarray(short.side)
+        everywhere = np.ones((len(side), len(start)), bool)
         for others in (0, GRID):
             grid = in_first_frame(support_grid(others, short.video.shape[1:3]))
             xy, _ = tracker(short.video, np.concatenate([short.queries, grid]))
-            everywhere = np.ones((len(xy), len(start)), bool)
             scores = metrics.on_object(start, xy[:, : len(start)], everywhere, side)
             shares.append(scores['on_object'])
     return float(np.mean(shares))
@@ -190,11 +190,6 @@ def forward_backward(tracker: Tracker, folder: Path, seed: int) -> float:
         raise DataError(f'{folder}: no video in which anything moves')
     # A tracker that never moves a point brings none back.
     return float(100 * hits / max(weights, 1e-9))
-
-
-def in_first_frame(xy: np.ndarray) -> np.ndarray:
-    """Queries (N, 3) = t, x, y px of points xy (N, 2) in a video's first frame."""
-    return np.column_stack([np.zeros(len(xy)), xy]).astype(np.float32)
 
 
 def run_of_frames(file: Path, count: int) -> np.ndarray:

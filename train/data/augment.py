@@ -14,6 +14,10 @@ import numpy as np
 
 from cotracker_ros.geometry import between_centres
 
+# What a crop follows.
+MOVES = 16.0  # px of the clip from where a point is first seen, for it to be one that moves
+STEADY = 4.0  # frames, standard deviation of the smoothing of the path
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -123,11 +127,12 @@ def crop(
     extent = np.array([size[1], size[0]])
     room = np.array([width, height]) - extent / scale[:, None]  # px of the picture left over
     if config.follow and rng.random() < config.follow:
-        seen_at = middle_of_motion(tracks, visible)
-        if seen_at is None:
-            seen_at = np.array([width, height]) * (0.5 + wander(frames, 0.25, rng))
-        held_at = extent * (0.5 + wander(frames, 0.04, rng)) + extent * rng.uniform(-0.15, 0.15, 2)
-        corner = seen_at - held_at / scale[:, None]
+        target = middle_of_motion(tracks, visible)  # px of the clip
+        if target is None:
+            target = np.array([width, height]) * (0.5 + wander(frames, 0.25, rng))
+        # Where in the crop the target is, px: off its middle, and never quite still.
+        aim = extent * (0.5 + wander(frames, 0.04, rng)) + extent * rng.uniform(-0.15, 0.15, 2)
+        corner = target - aim / scale[:, None]
         place = np.clip(corner / np.maximum(room, 1e-6), 0, 1)
     out, moved = [], np.empty((*tracks.shape[:2], 2), np.float32)
     for i, frame in enumerate(video):
@@ -140,10 +145,6 @@ def crop(
         out.append(cv2.warpAffine(frame, matrix, size[::-1], flags=cv2.INTER_LINEAR))
         moved[i] = tracks[i] * mirror * scale[i] + offset
     return np.stack(out), moved, visible & between_centres(moved, size)
-
-
-MOVES = 16.0  # px from where a point is first seen, for it to be one that moves
-STEADY = 4.0  # frames, standard deviation of the smoothing of what the crop goes with
 
 
 def middle_of_motion(tracks: np.ndarray, visible: np.ndarray) -> np.ndarray | None:
@@ -166,7 +167,9 @@ def middle_of_motion(tracks: np.ndarray, visible: np.ndarray) -> np.ndarray | No
 
 
 def wander(frames: int, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth path (T, 2) around 0, `size` its standard deviation: three slow sines each way."""
+    """A smooth random path (T, 2) that stays around 0, `size` its standard deviation: three slow
+    sines along each axis.
+    """
     t = np.arange(frames)[:, None]
     waves = rng.uniform(0.005, 0.04, (3, 1, 2)) * t + rng.random((3, 1, 2))
     return size * np.sqrt(2 / 3) * np.sin(2 * np.pi * waves).sum(0)
